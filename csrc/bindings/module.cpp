@@ -1,0 +1,280 @@
+// hxcomm._core: the communicator for Python, without torch.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "communicator/api.h"
+#include "communicator/group.h"
+#include "core/reduce.h"
+#include "transport/endpoint.h"
+
+namespace py = pybind11;
+
+namespace hxcomm {
+namespace {
+
+// The process's end and the thread that advances its groups: they live and die together.
+struct Runtime {
+  std::shared_ptr<Endpoint> endpoint;
+  std::shared_ptr<Progress> progress;
+
+  explicit Runtime(size_t segment_bytes)
+      : endpoint(std::make_shared<Endpoint>(segment_bytes)), progress(std::make_shared<Progress>(endpoint)) {
+    progress->interrupted = [] {
+      const py::gil_scoped_acquire gil;
+      return PyErr_CheckSignals() != 0;  // the exception stays set on this thread; who waits raises it
+    };
+  }
+};
+
+// A Python object that C++ threads may drop: needs the GIL for that.
+template <class T>
+std::shared_ptr<T> with_gil(T object) {
+  return {new T(std::move(object)), [](T* held) {
+            if (!Py_IsInitialized()) return;  // the interpreter is gone, and its objects with it
+            const py::gil_scoped_acquire gil;
+            delete held;
+          }};
+}
+
+Planner planner_from(py::function function) {
+  auto held = with_gil(std::move(function));
+  return [held](const ChoiceKey& key) {
+    const py::gil_scoped_acquire gil;
+    try {
+      const py::object answer = (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root,
+                                        key.nbytes);
+      const auto pair = answer.cast<std::pair<std::shared_ptr<Plan>, uint64_t>>();
+      return Choice{pair.first, pair.second};
+    } catch (py::error_already_set& error) {
+      throw Error(ErrorKind::usage, py::str(error.value()).cast<std::string>());
+    } catch (const py::cast_error&) {
+      throw Error(ErrorKind::usage, "the planner did not return (Plan, segment bytes)");
+    }
+  };
+}
+
+// HXCOMM_EXECUTOR=python: every transfer is done by a Python function, called as
+// function(reduce, final, dtype, reduce_op, world_size, count, sources, destinations), where sources and destinations
+// are lists of (address, is_partial).
+class PythonTransfer final : public TransferHook {
+ public:
+  explicit PythonTransfer(py::function function) : function_(with_gil(std::move(function))) {}
+
+  void run(const Binding& b, const Instruction& in) override {
+    const uint64_t count = transfer_count(b, in);
+    if (count == 0) return;
+    const py::gil_scoped_acquire gil;
+    py::list lists[2];
+    for (int i = 0; i < in.n_sources + in.n_destinations; ++i) {
+      const Operand& operand = b.plan->operands[in.first_operand + static_cast<uint32_t>(i)];
+      lists[i < in.n_sources ? 0 : 1].append(
+          py::make_tuple(reinterpret_cast<uintptr_t>(resolve(b, operand)), operand.mark == Mark::partial));
+    }
+    try {
+      (*function_)(in.reduce, in.final, dtype_name(b.dtype), reduce_op_name(b.reduce_op), b.plan->world_size, count,
+                   lists[0], lists[1]);
+    } catch (py::error_already_set& error) {
+      throw Error(ErrorKind::aborted, std::string("the Python executor failed: ") + error.what());
+    }
+  }
+
+ private:
+  std::shared_ptr<py::function> function_;
+};
+
+class PyGroup {
+ public:
+  PyGroup(std::shared_ptr<Runtime> runtime, GroupConfig config)
+      : runtime_(std::move(runtime)),
+        group_(std::make_shared<Group>(runtime_->endpoint, runtime_->progress, std::move(config))) {}
+
+  void connect(int rank, const std::string& address, const std::string& nonce, uint64_t control_offset,
+               const std::string& label, int timeout_ms) {
+    if (rank < 0 || rank >= group_->world_size() || rank == group_->rank())
+      throw Error(ErrorKind::usage, "connect() takes the rank of a peer, not " + std::to_string(rank));
+    Nonce expected;
+    if (nonce.size() != expected.size())
+      throw Error(ErrorKind::init, "rank " + std::to_string(rank) + " published a nonce of " +
+                                       std::to_string(nonce.size()) + " bytes instead of 16");
+    std::memcpy(expected.data(), nonce.data(), expected.size());
+    group_->set_label(rank, label);
+    const py::gil_scoped_release nogil;
+    group_->attach(rank, runtime_->endpoint->connect(address, expected, timeout_ms), control_offset);
+  }
+
+  void start(py::function planner, py::object transfer) {
+    if (!transfer.is_none()) hook_ = std::make_unique<PythonTransfer>(transfer.cast<py::function>());
+    group_->start(planner_from(std::move(planner)), hook_.get());
+  }
+
+  std::shared_ptr<Group>& group() { return group_; }
+
+ private:
+  std::shared_ptr<Runtime> runtime_;
+  std::unique_ptr<PythonTransfer> hook_;
+  std::shared_ptr<Group> group_;
+};
+
+template <class Code>
+Code code_of(const std::string& name, int n, const char* (*name_of)(Code), const char* what) {
+  std::string known;
+  for (int i = 0; i < n; ++i) {
+    if (name == name_of(static_cast<Code>(i))) return static_cast<Code>(i);
+    known += (i > 0 ? ", " : "") + std::string(name_of(static_cast<Code>(i)));
+  }
+  throw Error(ErrorKind::usage, std::string("there is no ") + what + " '" + name + "'; known are: " + known);
+}
+
+Call call_from(const std::string& op, const std::string& dtype, const std::string& reduce_op, int root,
+               const std::vector<std::pair<uintptr_t, uint64_t>>& input,
+               const std::vector<std::pair<uintptr_t, uint64_t>>& output, uint64_t count, bool uneven, double timeout_s) {
+  Call call;
+  call.op = code_of<OpCode>(op, kOpCodes, op_name, "op");
+  call.dtype = code_of<DType>(dtype, kDTypes, dtype_name, "dtype");
+  call.reduce_op = code_of<ReduceOp>(reduce_op, kReduceOps, reduce_op_name, "reduce op");
+  call.root = root;
+  for (const auto& [address, n] : input) call.input.push_back({reinterpret_cast<std::byte*>(address), n});
+  for (const auto& [address, n] : output) call.output.push_back({reinterpret_cast<std::byte*>(address), n});
+  call.count = count;
+  call.shape = {static_cast<int64_t>(count)};
+  call.uneven = uneven;
+  call.timeout_ns = static_cast<int64_t>(timeout_s * 1e9);
+  return call;
+}
+
+void raise_typed(const Error& error) {
+  if (error.kind() == ErrorKind::interrupted && PyErr_Occurred() != nullptr) return;  // KeyboardInterrupt itself
+  static constexpr const char* kClasses[] = {"",          "PeerFailedError",  "MismatchError", "AbortedError",
+                                             "CommTimeoutError", "InitError", "ValueError",    "KeyboardInterrupt"};
+  const char* name = kClasses[static_cast<int>(error.kind())];
+  try {
+    // Imported only now: the class of an error derives from torch's, and importing torch takes a second.
+    const bool builtin = error.kind() == ErrorKind::usage || error.kind() == ErrorKind::interrupted;
+    const py::object type = py::module_::import(builtin ? "builtins" : "hxcomm.errors").attr(name);
+    PyErr_SetString(type.ptr(), error.what());
+  } catch (py::error_already_set& failure) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
+py::list statistics_of(PyGroup& self) {
+  py::list rows;
+  for (const Statistic& s : self.group()->statistics())
+    rows.append(py::dict(py::arg("op") = op_name(s.op), py::arg("algorithm") = s.algorithm, py::arg("root") = s.root,
+                         py::arg("calls") = s.calls, py::arg("nbytes") = s.nbytes, py::arg("elements") = s.elements,
+                         py::arg("item_bytes") = s.item_bytes, py::arg("time_ns") = s.time_ns));
+  return rows;
+}
+
+std::shared_ptr<Op> post(PyGroup& self, Call call) {
+  const py::gil_scoped_release nogil;
+  auto op = self.group()->post(std::move(call));
+  self.group()->advance_in_background();
+  return op;
+}
+
+void bind_group(py::module_& m) {
+  py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
+      .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
+  py::class_<PyGroup>(m, "Group")
+      .def(py::init([](std::shared_ptr<Runtime> runtime, std::string name, int rank, int world_size, std::string label,
+                       uint64_t nonce, uint64_t first_sequence, int64_t spin_ns, bool compare_shapes) {
+             if (world_size < 1 || rank < 0 || rank >= world_size)
+               throw Error(ErrorKind::usage, "rank " + std::to_string(rank) + " of world size " + std::to_string(world_size));
+             GroupConfig config{std::move(name), rank, world_size, {}, nonce, first_sequence, spin_ns, compare_shapes};
+             config.labels.resize(static_cast<size_t>(world_size));
+             config.labels[static_cast<size_t>(rank)] = std::move(label);
+             return std::make_unique<PyGroup>(std::move(runtime), std::move(config));
+           }),
+           py::arg("runtime"), py::kw_only(), py::arg("name"), py::arg("rank"), py::arg("world_size"), py::arg("label"),
+           py::arg("nonce"), py::arg("first_sequence") = 1, py::arg("spin_ns") = -1, py::arg("compare_shapes") = false)
+      .def_property_readonly("rank", [](PyGroup& self) { return self.group()->rank(); })
+      .def_property_readonly("world_size", [](PyGroup& self) { return self.group()->world_size(); })
+      .def_property_readonly("name", [](PyGroup& self) { return self.group()->name(); })
+      .def_property_readonly("control_offset", [](PyGroup& self) { return self.group()->control_offset(); })
+      .def_property_readonly("next_sequence", [](PyGroup& self) { return self.group()->next_sequence(); })
+      .def("connect", &PyGroup::connect, py::kw_only(), py::arg("rank"), py::arg("address"), py::arg("nonce"),
+           py::arg("control_offset"), py::arg("label"), py::arg("timeout_ms"))
+      .def("start", &PyGroup::start, py::kw_only(), py::arg("planner"), py::arg("transfer") = py::none())
+      .def(
+          "run",
+          [](PyGroup& self, const Call& call) {
+            const py::gil_scoped_release nogil;
+            self.group()->wait(self.group()->post(call));
+          },
+          py::arg("call"))
+      .def("post", [](PyGroup& self, const Call& call) { return post(self, call); }, py::arg("call"))
+      .def(
+          "wait",
+          [](PyGroup& self, const std::shared_ptr<Op>& op, double timeout_s) {
+            const py::gil_scoped_release nogil;
+            self.group()->wait(op, timeout_s < 0 ? -1 : static_cast<int64_t>(timeout_s * 1e9));
+          },
+          py::arg("op"), py::arg("timeout_s") = -1.0)
+      .def("refuse", [](PyGroup& self, const Call& call, const std::string& reason) { self.group()->refuse(call, reason); },
+           py::arg("call"), py::arg("reason"))
+      .def("abort",
+           [](PyGroup& self, const std::string& reason) {
+             self.group()->abort(AbortCause::called, self.group()->rank(), reason);
+           },
+           py::arg("reason"))
+      .def("leave", [](PyGroup& self) {
+        const py::gil_scoped_release nogil;
+        self.group()->leave();
+      })
+      .def("is_alive", [](PyGroup& self) { return self.group()->alive(); })
+      .def("statistics", &statistics_of)
+      .def("capsule", [](PyGroup& self) {
+        return py::capsule(new std::shared_ptr<Group>(self.group()), kGroupCapsule, [](PyObject* capsule) {
+          delete static_cast<std::shared_ptr<Group>*>(PyCapsule_GetPointer(capsule, kGroupCapsule));
+        });
+      });
+}
+
+}  // namespace
+}  // namespace hxcomm
+
+PYBIND11_MODULE(_core, m) {
+  using namespace hxcomm;
+  m.doc() = "hxcomm's communicator: segments, groups, plans and the executor. Knows nothing of torch.";
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& error) {
+      raise_typed(error);
+    }
+  });
+  py::class_<Runtime, std::shared_ptr<Runtime>>(m, "Runtime", "This process's shared segment, peers and threads.")
+      .def(py::init<size_t>(), py::arg("segment_bytes"))
+      .def_property_readonly("address", [](const Runtime& r) { return r.endpoint->address(); })
+      .def_property_readonly("nonce", [](const Runtime& r) {
+        return py::bytes(reinterpret_cast<const char*>(r.endpoint->nonce().data()), r.endpoint->nonce().size());
+      })
+      .def_property_readonly("allocated_bytes", [](const Runtime& r) { return r.endpoint->segment().allocated_bytes(); });
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "One rank's compiled schedule (hxcomm/schedule/plan.py).")
+      .def(py::init([](std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
+             return std::make_shared<Plan>(Plan::decode(std::move(words), hash, std::move(algorithm)));
+           }),
+           py::arg("words"), py::arg("hash"), py::arg("algorithm"))
+      .def_readonly("hash", &Plan::hash)
+      .def_readonly("algorithm", &Plan::algorithm)
+      .def_readonly("words", &Plan::words);
+  py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
+      .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
+           py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
+           py::arg("timeout_s") = 600.0);
+  bind_group(m);
+  m.def("api", [] { return py::capsule(api(), kApiCapsule); }, "The table of functions for hxcomm._C.");
+  m.def(
+      "set_reduce_isa",
+      [](const std::string& name) {
+        set_reduce_isa(name == "scalar" ? Isa::scalar : name == "avx2" ? Isa::avx2 : Isa::automatic);
+      },
+      py::arg("isa"), "Chooses the reduce kernels: auto, avx2 or scalar. Before the first group only.");
+  m.def("reduce_isa", &reduce_isa, "The instruction set of the reduce kernels in use: avx2 or scalar.");
+  m.attr("PROTOCOL_VERSION") = kProtocolVersion;
+}

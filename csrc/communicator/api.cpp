@@ -1,0 +1,108 @@
+#include "communicator/api.h"
+
+#include <memory>
+#include <new>
+#include <string>
+
+#include "communicator/group.h"
+
+namespace hxcomm {
+namespace {
+
+using GroupHandle = std::shared_ptr<Group>;
+using OpHandle = std::shared_ptr<Op>;
+
+thread_local std::string last_message;
+
+Group& group_of(void* handle) { return **static_cast<GroupHandle*>(handle); }
+
+int failed(const Error& error) {
+  last_message = error.message();
+  return static_cast<int>(error.kind());
+}
+
+template <class Function>
+int guarded(Function&& function) {
+  try {
+    function();
+    return 0;
+  } catch (const Error& error) {
+    return failed(error);
+  } catch (const std::exception& error) {
+    return failed(Error(ErrorKind::usage, error.what()));
+  }
+}
+
+Call call_of(const ApiCall& from) {
+  Call call;
+  call.op = static_cast<OpCode>(from.op);
+  call.dtype = static_cast<DType>(from.dtype);
+  call.reduce_op = static_cast<ReduceOp>(from.reduce_op);
+  call.root = from.root;
+  call.uneven = from.uneven != 0;
+  call.count = from.count;
+  call.input.reserve(from.n_input);
+  for (size_t i = 0; i < from.n_input; ++i)
+    call.input.push_back({static_cast<std::byte*>(from.input[i].data), from.input[i].count});
+  call.output.reserve(from.n_output);
+  for (size_t i = 0; i < from.n_output; ++i)
+    call.output.push_back({static_cast<std::byte*>(from.output[i].data), from.output[i].count});
+  call.shape.assign(from.shape, from.shape + from.n_shape);
+  call.timeout_ns = from.timeout_ns;
+  return call;
+}
+
+const Api kApi = {
+    .version = kApiVersion,
+    .message = [] { return last_message.c_str(); },
+    .retain = [](void* group) -> void* { return new GroupHandle(*static_cast<GroupHandle*>(group)); },
+    .release = [](void* group) { delete static_cast<GroupHandle*>(group); },
+    .run =
+        [](void* group, const ApiCall* call) {
+          return guarded([&] {
+            Group& g = group_of(group);
+            g.wait(g.post(call_of(*call)));
+          });
+        },
+    .post =
+        [](void* group, const ApiCall* call, ApiOnFinish on_finish, void* context, void** op) {
+          return guarded([&] {
+            Group& g = group_of(group);
+            const auto callback = [on_finish, context](const Error* error) {
+              on_finish(context, error != nullptr ? static_cast<int>(error->kind()) : 0, error ? error->what() : "");
+            };
+            *op = new OpHandle(g.post(call_of(*call), callback));
+            g.advance_in_background();
+          });
+        },
+    .wait =
+        [](void* group, void* op, int64_t timeout_ns) {
+          return guarded([&] { group_of(group).wait(*static_cast<OpHandle*>(op), timeout_ns); });
+        },
+    .result =
+        [](void* op, int* finished) {
+          const Op& o = **static_cast<OpHandle*>(op);
+          *finished = o.finished.load(std::memory_order_acquire) ? 1 : 0;
+          return *finished != 0 && o.error ? failed(*o.error) : 0;
+        },
+    .release_op = [](void* op) { delete static_cast<OpHandle*>(op); },
+    .refuse = [](void* group, const ApiCall* call,
+                 const char* reason) { group_of(group).refuse(call_of(*call), reason); },
+    .unsupported =
+        [](int dtype, int reduce_op) {
+          return unsupported(static_cast<DType>(dtype), static_cast<ReduceOp>(reduce_op));
+        },
+    .abort =
+        [](void* group, const char* reason) {
+          Group& g = group_of(group);
+          g.abort(AbortCause::called, g.rank(), reason);
+        },
+    .leave = [](void* group) { group_of(group).leave(); },
+    .sequence = [](void* group) { return group_of(group).next_sequence(); },
+};
+
+}  // namespace
+
+const Api* api() { return &kApi; }
+
+}  // namespace hxcomm

@@ -1,0 +1,60 @@
+// What front ends built into other modules (hxcomm._C, the torch glue) may know of the communicator: one versioned
+// table of functions, handed over in a PyCapsule. Nothing links across the modules, so a torch upgrade rebuilds the
+// glue only, and the layers cannot mix.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hxcomm {
+
+constexpr uint32_t kApiVersion = 1;
+constexpr const char* kApiCapsule = "hxcomm._core.api";
+constexpr const char* kGroupCapsule = "hxcomm._core.group";
+
+struct ApiBlock {
+  void* data;
+  uint64_t count;  // elements
+};
+
+// One collective call. Codes are those of OpCode, DType and ReduceOp; blocks as the op's layout has them.
+struct ApiCall {
+  int32_t op, dtype, reduce_op, root;  // root -1: none
+  int32_t uneven;
+  uint64_t count;  // elements of one block
+  const ApiBlock* input;
+  size_t n_input;
+  const ApiBlock* output;
+  size_t n_output;
+  const int64_t* shape;
+  size_t n_shape;
+  int64_t timeout_ns;
+};
+
+using ApiOnFinish = void (*)(void* context, int kind, const char* message);
+
+// Functions that can fail return 0 or an ErrorKind; message() is then its text, valid on this thread until the next
+// call. None of them needs the GIL. `group` is what a group capsule holds.
+struct Api {
+  uint32_t version;
+  const char* (*message)();
+  void* (*retain)(void* group);   // a group of its own to keep, to be given back with release
+  void (*release)(void* group);
+  int (*run)(void* group, const ApiCall* call);  // blocks until done; blocks' memory must live that long
+  // As run, but returns at once; on_finish(context, error kind, message) is called once, from any thread and perhaps
+  // before post returns, when the op has ended (kind 0: well). Not called where post itself fails.
+  int (*post)(void* group, const ApiCall* call, ApiOnFinish on_finish, void* context, void** op);
+  int (*wait)(void* group, void* op, int64_t timeout_ns);  // timeout_ns < 0: the op's own deadline only
+  int (*result)(void* op, int* finished);                  // does not block; the op's error once it has finished
+  void (*release_op)(void* op);
+  // A call that this rank refuses before it is posted: peers raise MismatchError quoting `reason`.
+  void (*refuse)(void* group, const ApiCall* call, const char* reason);
+  const char* (*unsupported)(int dtype, int reduce_op);    // null, or why this pair cannot be reduced
+  void (*abort)(void* group, const char* reason);
+  void (*leave)(void* group);
+  uint64_t (*sequence)(void* group);  // of the next collective
+};
+
+const Api* api();
+
+}  // namespace hxcomm

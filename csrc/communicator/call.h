@@ -1,0 +1,93 @@
+// One collective call as the communicator sees it: what the caller asked for, already checked by the front end.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/errors.h"
+#include "core/executor.h"
+#include "core/plan.h"
+#include "core/types.h"
+
+namespace hxcomm {
+
+enum class OpCode : uint8_t {  // the order of hxcomm.algorithms.OPS
+  all_reduce = 0,
+  broadcast = 1,
+  reduce = 2,
+  all_gather = 3,
+  reduce_scatter = 4,
+  gather = 5,
+  scatter = 6,
+  all_to_all = 7,
+  barrier = 8,
+};
+constexpr int kOpCodes = 9;
+const char* op_name(OpCode op);
+
+enum class DeviceKind : uint8_t { cpu = 0 };
+
+struct Call {
+  OpCode op{};
+  DType dtype = DType::uint8;
+  ReduceOp reduce_op = ReduceOp::sum;
+  DeviceKind device = DeviceKind::cpu;
+  bool uneven = false;  // all_to_all with counts that differ by pair; compared pair by pair from the descriptors
+  int32_t root = -1;
+  uint64_t count = 0;           // elements of one block, equal on every rank (0 where uneven)
+  std::vector<Block> input;     // as many as the plan's layout has blocks here
+  std::vector<Block> output;
+  std::vector<int64_t> shape;   // of the caller's tensor, for messages
+  int64_t timeout_ns = 0;       // from the moment the call is posted
+};
+
+// What a planner answers for a call: which plan to run, and how long a window of it to run at a time.
+struct Choice {
+  std::shared_ptr<const Plan> plan;
+  uint64_t segment_bytes = 0;  // window of one block, in bytes
+};
+
+// What a choice may depend on. Everything in it is equal on every rank of a call that is not a mismatch.
+struct ChoiceKey {
+  OpCode op;
+  DType dtype;
+  ReduceOp reduce_op;
+  int32_t root;
+  uint64_t nbytes;  // of one block; 0 for uneven calls, whose counts differ by rank
+  bool operator==(const ChoiceKey&) const = default;
+};
+using Planner = std::function<Choice(const ChoiceKey&)>;
+
+// A posted call on its way. Owned by the group's queue and by the Work that the caller holds.
+struct Op {
+  Call call;
+  Choice choice;
+  std::string refusal;  // not empty: the front end refused the call; it only tells the peers so
+  int64_t posted_ns = 0;
+  int64_t deadline_ns = 0;
+  // Run once, by whichever thread finishes the op, without the group's locks; null where it succeeded.
+  std::function<void(const Error*)> on_finish;
+
+  // Owned by whoever holds the group's driver lock.
+  enum class Phase : uint8_t { begin, arriving, running };
+  Phase phase = Phase::begin;
+  uint64_t sequence = 0;        // of the current segment
+  uint64_t first_sequence = 0;  // of the first: the one messages name
+  uint64_t low = 0;             // the window's first element
+  uint64_t window = 0;
+  uint64_t longest = 0;         // elements of the longest block on any rank
+  int next_peer = 0;
+  int64_t started_ns = 0;
+  Execution execution;
+
+  // Written last by the driver (release); anybody may read them after seeing `finished` (acquire).
+  std::unique_ptr<Error> error;
+  std::atomic<bool> finished{false};
+};
+
+}  // namespace hxcomm

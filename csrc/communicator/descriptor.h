@@ -1,0 +1,66 @@
+// What a rank says about its call, for its peers to read when fingerprints differ (and, for uneven calls, always).
+//
+// Two per rank and group, by parity of the sequence, behind the rank's line. Written by its rank before it publishes
+// its arrival. A peer copies one once, with bounded reads, and checks every number in it: it is another process's memory.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "communicator/call.h"
+#include "core/line.h"
+
+namespace hxcomm {
+
+struct Descriptor {
+  static constexpr int kMaxDims = 8;
+  static constexpr size_t kTextBytes = 256;
+  uint64_t sequence;
+  uint8_t op, dtype, reduce_op, device, uneven, refused;
+  uint8_t n_dims;  // shapes of more than 8 dimensions are cut
+  uint8_t reserved;
+  int32_t root;
+  uint32_t reserved2;
+  uint64_t count;
+  uint64_t plan_hash;
+  int64_t shape[kMaxDims];
+  char algorithm[32];
+  char text[kTextBytes];  // why the call was refused
+  // Behind it, for uneven calls: uint64_t input_counts[world_size], output_counts[world_size].
+};
+
+// What a rank keeps in its segment for one group, in this order: line, abort word, reason, two descriptors.
+struct alignas(64) Control {
+  static constexpr size_t kReasonBytes = 512;
+  Line line;
+  AbortLine abort;
+  char reason[kReasonBytes];  // written by its rank before it sets an abort word of which it is the origin
+};
+
+constexpr size_t descriptor_bytes(int world_size) {
+  return (sizeof(Descriptor) + 2 * sizeof(uint64_t) * static_cast<size_t>(world_size) + 63) / 64 * 64;
+}
+constexpr size_t control_bytes(int world_size) { return sizeof(Control) + 2 * descriptor_bytes(world_size); }
+
+inline Descriptor& descriptor_at(Control& control, int world_size, uint64_t sequence) {
+  std::byte* first = reinterpret_cast<std::byte*>(&control) + sizeof(Control);
+  return *reinterpret_cast<Descriptor*>(first + (sequence & 1) * descriptor_bytes(world_size));
+}
+inline uint64_t* extents_at(Descriptor& descriptor) { return reinterpret_cast<uint64_t*>(&descriptor + 1); }
+
+void write_descriptor(Descriptor& descriptor, const Op& op, int world_size);
+
+// 64 bits over everything that must be equal on every rank. `with_shape` is HXCOMM_CHECK=shape.
+uint64_t fingerprint(const Op& op, bool with_shape);
+
+// The text of a MismatchError: a table rank | op | dtype | ... of all ranks, with the refusals quoted.
+std::string mismatch_table(Control* const* controls, int world_size, uint64_t sequence,
+                           const std::vector<std::string>& labels);
+
+// Checks the counts of an uneven all_to_all of all ranks against each other. Returns "" and the largest count, or the
+// text of the mismatch.
+std::string compare_uneven(Control* const* controls, int world_size, uint64_t sequence,
+                           const std::vector<std::string>& labels, uint64_t* longest);
+
+}  // namespace hxcomm

@@ -1,0 +1,256 @@
+#include "communicator/group.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "core/clock.h"
+
+namespace hxcomm {
+namespace {
+
+// Set in a forked child: the mappings are gone there (MADV_DONTFORK) and the threads were not copied.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+int usable_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return CPU_COUNT(&set);
+}
+
+ErrorKind kind_of(AbortCause cause) {
+  switch (cause) {
+    case AbortCause::peer_died:
+    case AbortCause::peer_left:
+      return ErrorKind::peer_failed;
+    case AbortCause::timeout:
+      return ErrorKind::timeout;
+    default:
+      return ErrorKind::aborted;
+  }
+}
+
+}  // namespace
+
+Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progress, GroupConfig config)
+    : endpoint_(std::move(endpoint)), progress_(std::move(progress)), config_(std::move(config)) {
+  const auto n = static_cast<size_t>(config_.world_size);
+  peers_.resize(n);
+  controls_.resize(n);
+  lines_.resize(n);
+  segments_.resize(n);
+  segment_bytes_.resize(n);
+  scratch_.resize(n);
+  config_.labels.resize(n);
+  next_sequence_.store(config_.first_sequence);
+
+  control_offset_ = endpoint_->segment().allocate(control_bytes(config_.world_size));
+  const auto me = static_cast<size_t>(config_.rank);
+  segments_[me] = endpoint_->segment().base();
+  segment_bytes_[me] = endpoint_->segment().nbytes();
+  controls_[me] = new (segments_[me] + control_offset_) Control{};
+  lines_[me] = &controls_[me]->line;
+  // Fingerprints of sequences before the first belong to nobody; progress says "everything before the first is done".
+  lines_[me]->progress.store(progress_value(config_.first_sequence - 1, kMaxRounds));
+  lines_[me]->membership.store(config_.nonce, std::memory_order_release);
+
+  const bool oversubscribed = config_.world_size > usable_cores();
+  // A pause takes 40 to 70 cycles (140 on newer Intel cores), so 1,500 are 20 to 60 us: longer than any hand-over, short
+  // against a sleep and wake-up (50 us and more in a virtual machine).
+  spin_pauses_ = oversubscribed ? 16 : 1500;
+  spin_yields_ = oversubscribed ? 200 : 20;
+  if (config_.spin_ns >= 0) {
+    spin_pauses_ = static_cast<int>(config_.spin_ns / 25);
+    spin_yields_ = config_.spin_ns == 0 ? 0 : spin_yields_;
+  }
+}
+
+Group::~Group() {
+  leave();
+  progress_->remove(this);
+  endpoint_->segment().release(control_offset_, control_bytes(config_.world_size));
+  for (const Slot& slot : slots_)
+    if (slot.nbytes > 0) endpoint_->segment().release(slot.offset, slot.nbytes);
+}
+
+void Group::attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset) {
+  const auto r = static_cast<size_t>(rank);
+  const size_t segment = peer->mapping->nbytes();
+  if (control_offset % 4096 != 0 || control_offset > segment ||
+      segment - control_offset < control_bytes(config_.world_size))
+    throw Error(ErrorKind::init, config_.labels[r] + " says its control page lies at byte " +
+                                     std::to_string(control_offset) + " of a segment of " + std::to_string(segment));
+  segments_[r] = peer->mapping->base();
+  segment_bytes_[r] = segment;
+  controls_[r] = reinterpret_cast<Control*>(segments_[r] + control_offset);
+  lines_[r] = &controls_[r]->line;
+  peers_[r] = std::move(peer);
+}
+
+void Group::start(Planner planner, TransferHook* hook) {
+  planner_ = std::move(planner);
+  hook_ = hook;
+  progress_->add(shared_from_this());
+  death_token_ = endpoint_->subscribe([weak = weak_from_this()](const Peer& peer) {
+    if (const auto group = weak.lock()) group->on_death(peer);
+  });
+  for (const auto& peer : peers_)
+    if (peer && peer->dead.load(std::memory_order_acquire)) on_death(*peer);
+}
+
+void Group::on_death(const Peer& peer) {
+  for (int r = 0; r < config_.world_size; ++r)
+    if (peers_[static_cast<size_t>(r)].get() == &peer) {
+      // A rank that said goodbye before it died is nobody's loss.
+      if (control(r).line.membership.load(std::memory_order_acquire) != config_.nonce) return;
+      abort(AbortCause::peer_died, r, config_.labels[static_cast<size_t>(r)] + " " + peer.death);
+    }
+}
+
+void Group::abort(AbortCause cause, int subject, const std::string& reason) {
+  {
+    std::lock_guard lock(abort_mutex_);
+    if (own().abort.word.load(std::memory_order_relaxed) != 0) return;
+    const size_t n = std::min(reason.size(), Control::kReasonBytes - 1);
+    std::memcpy(own().reason, reason.data(), n);
+    own().reason[n] = '\0';
+    const uint64_t word =
+        abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
+    // Our own word first: if a peer's abort got here before ours, that one is the cause that all will name.
+    uint64_t none = 0;
+    if (!own().abort.word.compare_exchange_strong(none, word, std::memory_order_acq_rel)) return;
+    for (int r = 0; r < config_.world_size; ++r) {
+      if (r == config_.rank || controls_[static_cast<size_t>(r)] == nullptr) continue;
+      if (control(r).line.membership.load(std::memory_order_acquire) != config_.nonce) continue;
+      none = 0;
+      control(r).abort.word.compare_exchange_strong(none, word, std::memory_order_acq_rel);
+    }
+  }
+  ring_sleepers();
+  endpoint_->ring_own_doorbell();
+}
+
+void Group::leave() {
+  if (left_.exchange(true)) return;
+  // unsubscribe() waits for a running listener; that listener may hold the last reference, hence the weak pointer.
+  endpoint_->unsubscribe(death_token_);
+  if (!forked.load()) {
+    // Pending operations of this rank end here; the peers learn from the membership word, when they miss us.
+    uint64_t none = 0;
+    std::memcpy(own().reason, "this rank left the group", 25);
+    own().abort.word.compare_exchange_strong(
+        none, abort_word(AbortCause::called, static_cast<uint32_t>(config_.rank), 0));
+    std::lock_guard lock(driver_);
+    Finished finished;
+    advance(&finished, false);
+    lines_[static_cast<size_t>(config_.rank)]->membership.store(0, std::memory_order_release);
+    ring_sleepers();
+    complete(finished);
+  }
+}
+
+bool Group::alive() const { return !left_.load() && own().abort.word.load(std::memory_order_acquire) == 0; }
+
+std::unique_ptr<Error> Group::failure(const Op* op) const {
+  const uint64_t word = own().abort.word.load(std::memory_order_acquire);
+  const int origin = static_cast<int>(abort_origin(word));
+  std::string reason = "unknown cause";
+  if (origin < config_.world_size) {
+    char copy[Control::kReasonBytes];
+    std::memcpy(copy, control(origin).reason, sizeof(copy));
+    reason.assign(copy, strnlen(copy, sizeof(copy)));
+  }
+  const AbortCause cause = abort_cause(word);
+  std::string text = reason;
+  if (op != nullptr)
+    text = std::string(op_name(op->call.op)) + " #" + std::to_string(op->first_sequence) + " on " +
+           config_.labels[static_cast<size_t>(config_.rank)] + " ended: " + reason;
+  text += ". Group '" + config_.name + "' is closed: ";
+  text += cause == AbortCause::timeout
+              ? "find out what the ranks it waited for were doing, or create the group with a longer timeout."
+              : "destroy it and, with the ranks that remain, create a new one.";
+  return std::make_unique<Error>(kind_of(cause), text);
+}
+
+size_t Group::KeyHash::operator()(const ChoiceKey& key) const {
+  uint64_t hash = key.nbytes * 0x9E3779B97F4A7C15ull;
+  hash ^= (uint64_t{static_cast<uint8_t>(key.op)} << 24) ^ (uint64_t{static_cast<uint8_t>(key.dtype)} << 16) ^
+          (uint64_t{static_cast<uint8_t>(key.reduce_op)} << 8) ^ static_cast<uint32_t>(key.root + 1);
+  return static_cast<size_t>(hash ^ (hash >> 32));
+}
+
+Choice Group::choose(const Call& call) {
+  const ChoiceKey key{call.op, call.dtype, call.reduce_op, call.root, call.uneven ? 0 : call.count * item_size(call.dtype)};
+  {
+    std::lock_guard lock(planner_mutex_);
+    if (const auto it = choices_.find(key); it != choices_.end()) return it->second;
+  }
+  // Without the lock: the planner is Python and takes the GIL.
+  Choice choice = planner_(key);
+  if (!choice.plan || choice.plan->world_size != config_.world_size || choice.plan->rank != config_.rank ||
+      !choice.plan->is_private)
+    throw Error(ErrorKind::usage, std::string("the selector gave ") + op_name(call.op) +
+                                      " a plan that is not for this rank, world size and private memory");
+  std::lock_guard lock(planner_mutex_);
+  // A program of ever new sizes must not grow this forever; planning anew is cheap, compiled plans are kept elsewhere.
+  if (choices_.size() >= 4096) choices_.clear();
+  return choices_.emplace(key, std::move(choice)).first->second;
+}
+
+std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
+  if (forked.load(std::memory_order_relaxed))
+    throw Error(ErrorKind::usage, "group '" + config_.name +
+                                      "' belongs to the parent of this forked process: shared memory and threads do "
+                                      "not survive a fork. Use the 'spawn' start method, or create a group here.");
+  if (left_.load(std::memory_order_relaxed))
+    throw Error(ErrorKind::usage, "group '" + config_.name + "' has been destroyed on this rank");
+  if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(nullptr);
+
+  auto op = std::make_shared<Op>();
+  op->call = std::move(call);
+  try {
+    op->choice = choose(op->call);
+    const Plan& plan = *op->choice.plan;
+    if (op->call.input.size() < static_cast<size_t>(plan.input.blocks) ||
+        op->call.output.size() < static_cast<size_t>(plan.output.blocks))
+      throw Error(ErrorKind::usage, std::string(op_name(op->call.op)) + " was called with fewer tensors than its plan has blocks");
+  } catch (const Error& error) {
+    refuse(op->call, error.message());
+    throw;
+  }
+  op->on_finish = std::move(on_finish);
+  return enqueue(std::move(op));
+}
+
+std::shared_ptr<Op> Group::enqueue(std::shared_ptr<Op> op) {
+  op->posted_ns = now_ns();
+  op->deadline_ns = op->call.timeout_ns > 0 ? op->posted_ns + op->call.timeout_ns : INT64_MAX;
+  std::lock_guard lock(queue_mutex_);
+  queue_.push_back(op);
+  posted_.fetch_add(1, std::memory_order_relaxed);
+  progress_->operation_posted();
+  return op;
+}
+
+void Group::refuse(Call call, const std::string& reason) noexcept {
+  try {
+    if (!alive() || forked.load()) return;
+    auto op = std::make_shared<Op>();
+    op->call = std::move(call);
+    op->refusal = reason;
+    enqueue(std::move(op));
+    advance_in_background();
+  } catch (...) {  // out of memory: the peers will find out by their timeout
+  }
+}
+
+std::vector<Statistic> Group::statistics() const {
+  std::lock_guard lock(statistics_mutex_);
+  return statistics_;
+}
+
+}  // namespace hxcomm

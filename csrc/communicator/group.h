@@ -1,0 +1,153 @@
+// A group of ranks that run collectives together: order, entry, fingerprints, deadlines, abort.
+//
+// Operations of a group run strictly in sequence; only the head of the queue stages, publishes and transfers. Whoever
+// holds the driver lock advances the head. Every operation begins with everyone: a rank stages from its own input into
+// its own scratch, publishes its fingerprint and arrival, waits for every peer's arrival, compares fingerprints, and
+// only then touches a peer's memory. So nobody is more than one operation ahead, and two of everything (fingerprints,
+// descriptors, scratch, by parity of the sequence) suffice.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "communicator/call.h"
+#include "communicator/descriptor.h"
+#include "communicator/progress.h"
+#include "transport/endpoint.h"
+
+namespace hxcomm {
+
+struct GroupConfig {
+  std::string name;
+  int rank = 0;
+  int world_size = 1;
+  std::vector<std::string> labels;  // "rank 3 (host b, pid 8286)", for messages
+  uint64_t nonce = 1;               // equal on every rank, never used before, not 0
+  uint64_t first_sequence = 1;
+  int64_t spin_ns = -1;             // how long a waiter spins before it sleeps; -1: chosen from cores and ranks
+  bool compare_shapes = false;
+};
+
+// What the group has done so far with one algorithm of one op.
+struct Statistic {
+  OpCode op;
+  std::string algorithm;
+  uint64_t plan_hash;
+  int32_t root;
+  uint64_t calls = 0;
+  uint64_t nbytes = 0;    // of one block per call
+  uint64_t elements = 0;  // of one block
+  uint64_t item_bytes = 0;
+  int64_t time_ns = 0;    // from becoming the head of the queue to its end
+};
+
+class Group : public std::enable_shared_from_this<Group> {
+ public:
+  // Allocates this rank's control page. Throws Error{init}.
+  Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progress, GroupConfig config);
+  ~Group();
+
+  uint64_t control_offset() const { return control_offset_; }
+  // Every peer must be attached before the first operation. Throws Error{init} when the offset is out of range.
+  void attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset);
+  void set_label(int rank, std::string label) { config_.labels[static_cast<size_t>(rank)] = std::move(label); }
+  void start(Planner planner, TransferHook* hook);
+
+  // Posts a call. Throws Error{usage} where the call cannot be planned, or the error that ended the group.
+  std::shared_ptr<Op> post(Call call, std::function<void(const Error*)> on_finish = {});
+  // Drives the group until `op` is finished or its deadline (or `timeout_ns` from now, if not negative) passes; a
+  // deadline that passes aborts the group on all ranks. Throws the op's error, or Error{interrupted}.
+  void wait(const std::shared_ptr<Op>& op, int64_t timeout_ns = -1);
+  // One attempt to advance, for a caller who goes on with other work. Wakes the background thread if needed.
+  void advance_in_background();
+  // The front end refuses a call of this rank (wrong dtype, device, ...): it still takes its place in the sequence,
+  // and the peers raise MismatchError quoting `reason`. Does not block and does not throw.
+  void refuse(Call call, const std::string& reason) noexcept;
+
+  // Ends the group on every rank: pending and later operations raise. Thread-safe, does not block.
+  void abort(AbortCause cause, int subject, const std::string& reason);
+  // Takes this rank out of the group: pending operations here fail, peers that still need it raise. Idempotent.
+  void leave();
+  bool alive() const;
+
+  int rank() const { return config_.rank; }
+  int world_size() const { return config_.world_size; }
+  const std::string& name() const { return config_.name; }
+  uint64_t next_sequence() const { return next_sequence_.load(std::memory_order_relaxed); }
+  std::vector<Statistic> statistics() const;
+
+  bool has_posted() const { return posted_.load(std::memory_order_relaxed) > 0; }
+  bool try_advance(bool look_at_clock);
+
+ private:
+  friend class Floor;
+  enum class Step { moved, blocked, finished };
+  using Finished = std::vector<std::shared_ptr<Op>>;
+
+  Choice choose(const Call& call);
+  std::shared_ptr<Op> enqueue(std::shared_ptr<Op> op);
+  bool advance(Finished* finished, bool look_at_clock);  // needs driver_
+  Step step(Op& op);
+  Step begin(Op& op);
+  Step arrive(Op& op);
+  Step judge(Op& op);
+  Step run(Op& op);
+  void end(Op& op, std::unique_ptr<Error> error);
+  bool blocked_flag(const std::atomic<uint64_t>** flag, uint64_t* value) const;  // what the head waits for
+  void check_failures(Op& op, bool look_at_clock);
+  bool spin();
+  void complete(Finished& finished);
+  std::unique_ptr<Error> failure(const Op* op) const;
+  std::string waiting_for(const Op& op) const;
+  void publish(uint64_t value);
+  void ring_sleepers();
+  void ensure_scratch(uint64_t sequence, size_t nbytes);
+  Control& control(int rank) const { return *controls_[static_cast<size_t>(rank)]; }
+  Control& own() const { return control(config_.rank); }
+  void on_death(const Peer& peer);
+
+  std::shared_ptr<Endpoint> endpoint_;
+  std::shared_ptr<Progress> progress_;
+  GroupConfig config_;
+  uint64_t control_offset_ = 0;
+  std::vector<std::shared_ptr<Peer>> peers_;  // own rank: null
+  std::vector<Control*> controls_;
+  std::vector<Line*> lines_;
+  std::vector<std::byte*> segments_;          // base of each rank's segment
+  std::vector<size_t> segment_bytes_;
+  TransferHook* hook_ = nullptr;
+  uint64_t death_token_ = 0;
+  int spin_pauses_ = 0;
+  int spin_yields_ = 0;
+
+  std::mutex queue_mutex_;
+  std::deque<std::shared_ptr<Op>> queue_;
+  std::atomic<int> posted_{0};
+
+  std::mutex driver_;  // held by the one thread that advances the head; the fields below are its
+  std::vector<std::byte*> scratch_;  // where each rank's scratch of the head's parity lies
+  struct Slot {
+    uint64_t offset = 0;
+    size_t nbytes = 0;
+  } slots_[2];
+  uint64_t flush_before_ = 0;  // peers must have arrived at this sequence before the next op may begin
+  std::atomic<uint64_t> next_sequence_;
+
+  std::mutex planner_mutex_;
+  Planner planner_;
+  struct KeyHash {
+    size_t operator()(const ChoiceKey& key) const;
+  };
+  std::unordered_map<ChoiceKey, Choice, KeyHash> choices_;
+
+  std::mutex abort_mutex_;
+  std::atomic<bool> left_{false};
+  mutable std::mutex statistics_mutex_;
+  std::vector<Statistic> statistics_;
+};
+
+}  // namespace hxcomm

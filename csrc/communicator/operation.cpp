@@ -1,0 +1,237 @@
+// One operation's way through a group: begin, arrive, judge, run, and again for the next window of a long one.
+#include <algorithm>
+
+#include "communicator/group.h"
+#include "core/clock.h"
+
+namespace hxcomm {
+namespace {
+
+// A window is cut until all scratch chunks of a plan fit in this: rooted ops stage one chunk per rank.
+constexpr size_t kMaxScratchBytes = 4 << 20;
+
+// A slot starts this small: 256 groups then cost 4 MiB, and what a decode step sends fits.
+constexpr size_t kFirstSlotBytes = 8192;
+
+uint64_t window_for(const Op& op) {
+  const Plan& plan = *op.choice.plan;
+  const DType dtype = op.call.dtype;
+  uint64_t window = std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
+  // Unequal counts are not known everywhere yet, so the window must not depend on them.
+  if (!op.call.uneven) window = std::min(window, op.call.count);
+  while (window > 64 && static_cast<size_t>(plan.scratch_chunks) * scratch_stride(plan, dtype, window) > kMaxScratchBytes)
+    window /= 2;
+  return window;
+}
+
+}  // namespace
+
+void Group::publish(uint64_t value) {
+  own().line.progress.store(value, std::memory_order_release);
+  ring_sleepers();
+}
+
+void Group::ring_sleepers() {
+  // Pairs with the fence in Endpoint::announce_sleep().
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  for (const auto& peer : peers_)
+    if (peer) peer->ring_if_asleep();
+}
+
+void Group::ensure_scratch(uint64_t sequence, size_t nbytes) {
+  // The slot of this parity is free: every peer has arrived at sequence - 1, so all are done with sequence - 2.
+  Slot& slot = slots_[sequence & 1];
+  if (slot.nbytes < nbytes) {
+    size_t size = std::max(slot.nbytes, kFirstSlotBytes);
+    while (size < nbytes) size *= 2;
+    const uint64_t offset = endpoint_->segment().allocate(size);
+    if (slot.nbytes > 0) endpoint_->segment().release(slot.offset, slot.nbytes);
+    slot = {offset, size};
+  }
+  const auto me = static_cast<size_t>(config_.rank);
+  own().line.scratch_offset[sequence & 1].store(slot.offset, std::memory_order_relaxed);
+  scratch_[me] = segments_[me] + slot.offset;
+}
+
+Group::Step Group::begin(Op& op) {
+  if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(&op);
+  if (flush_before_ != 0) {
+    // After a refused call this rank has not waited for anyone; it may not run two operations ahead.
+    for (; op.next_peer < config_.world_size; ++op.next_peer)
+      if (control(op.next_peer).line.progress.load(std::memory_order_acquire) < progress_value(flush_before_, 1))
+        return Step::blocked;
+    flush_before_ = 0;
+  }
+  op.next_peer = 0;
+  const bool first = op.first_sequence == 0;
+  if (first && op.refusal.empty()) {
+    op.started_ns = now_ns();
+    op.window = window_for(op);
+    op.longest = op.call.count;
+  }
+  const size_t stride = op.refusal.empty() ? scratch_stride(*op.choice.plan, op.call.dtype, op.window) : 0;
+  const uint64_t sequence = next_sequence_.load(std::memory_order_relaxed);
+  if (op.refusal.empty()) ensure_scratch(sequence, static_cast<size_t>(op.choice.plan->scratch_chunks) * stride);
+
+  next_sequence_.store(sequence + 1, std::memory_order_relaxed);
+  op.sequence = sequence;
+  if (first) op.first_sequence = sequence;
+  if (!op.refusal.empty()) {
+    write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
+    own().line.fingerprint[sequence & 1].store(fingerprint(op, false), std::memory_order_relaxed);
+    publish(progress_value(sequence, 1));
+    flush_before_ = sequence;
+    return Step::finished;
+  }
+  Binding binding;
+  binding.plan = op.choice.plan.get();
+  binding.dtype = op.call.dtype;
+  binding.reduce_op = op.call.reduce_op;
+  binding.input = op.call.input.data();
+  binding.output = op.call.output.data();
+  binding.low = op.low;
+  binding.high = op.low + op.window;
+  binding.scratch = scratch_.data();
+  binding.scratch_stride = stride;
+  binding.sequence = sequence;
+  binding.lines = lines_.data();
+  op.execution.start(binding, hook_);
+  op.execution.run([] {});  // stages; plans cannot publish or wait before ENTER
+  if (first) {
+    write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
+    own().line.fingerprint[sequence & 1].store(fingerprint(op, config_.compare_shapes), std::memory_order_relaxed);
+  }
+  publish(progress_value(sequence, 1));
+  op.phase = Op::Phase::arriving;
+  return Step::moved;
+}
+
+Group::Step Group::arrive(Op& op) {
+  const uint64_t arrival = progress_value(op.sequence, 1);
+  for (; op.next_peer < config_.world_size; ++op.next_peer)
+    if (control(op.next_peer).line.progress.load(std::memory_order_acquire) < arrival) return Step::blocked;
+  return judge(op);
+}
+
+Group::Step Group::judge(Op& op) {
+  const uint64_t parity = op.sequence & 1;
+  const int n = config_.world_size;
+  if (op.sequence == op.first_sequence) {
+    const uint64_t mine = own().line.fingerprint[parity].load(std::memory_order_relaxed);
+    for (int r = 0; r < n; ++r)
+      if (control(r).line.fingerprint[parity].load(std::memory_order_relaxed) != mine)
+        throw Error(ErrorKind::mismatch, mismatch_table(controls_.data(), n, op.sequence, config_.labels));
+    if (op.call.uneven) {
+      // Every rank reads every rank's counts, so all reach the same verdict without asking each other again.
+      const std::string text = compare_uneven(controls_.data(), n, op.sequence, config_.labels, &op.longest);
+      if (!text.empty()) throw Error(ErrorKind::mismatch, text);
+    }
+  }
+  const size_t needed =
+      static_cast<size_t>(op.choice.plan->scratch_chunks) * op.execution.binding().scratch_stride;
+  for (int r = 0; r < n; ++r) {
+    if (r == config_.rank) continue;
+    const auto i = static_cast<size_t>(r);
+    const uint64_t offset = control(r).line.scratch_offset[parity].load(std::memory_order_relaxed);
+    if (offset > segment_bytes_[i] || segment_bytes_[i] - offset < needed)
+      throw Error(ErrorKind::aborted, config_.labels[i] + " published a scratch offset of " + std::to_string(offset) +
+                                          ", outside its segment: its memory is corrupt");
+    scratch_[i] = segments_[i] + offset;
+  }
+  op.execution.entered();
+  op.phase = Op::Phase::running;
+  return Step::moved;
+}
+
+Group::Step Group::run(Op& op) {
+  if (op.execution.run([this] { ring_sleepers(); }) == Execution::Status::blocked) return Step::blocked;
+  op.low += op.window;
+  if (op.low >= op.longest) return Step::finished;
+  op.phase = Op::Phase::begin;
+  op.next_peer = 0;
+  return Step::moved;
+}
+
+Group::Step Group::step(Op& op) {
+  switch (op.phase) {
+    case Op::Phase::begin:
+      return begin(op);
+    case Op::Phase::arriving:
+      return arrive(op);
+    default:
+      return run(op);
+  }
+}
+
+void Group::end(Op& op, std::unique_ptr<Error> error) {
+  if (!error && op.refusal.empty()) {
+    const Plan& plan = *op.choice.plan;
+    std::lock_guard lock(statistics_mutex_);
+    const uint64_t item = item_size(op.call.dtype);
+    auto it = std::find_if(statistics_.begin(), statistics_.end(), [&](const Statistic& s) {
+      return s.plan_hash == plan.hash && s.item_bytes == item;
+    });
+    if (it == statistics_.end()) {
+      statistics_.push_back({op.call.op, plan.algorithm, plan.hash, op.call.root});
+      it = std::prev(statistics_.end());
+      it->item_bytes = item;
+    }
+    it->calls += 1;
+    uint64_t elements = op.call.count;
+    if (op.call.uneven)
+      for (const Block& block : op.call.input) elements += block.count;
+    it->elements += elements;
+    it->nbytes += elements * item;
+    it->time_ns += now_ns() - op.started_ns;
+  }
+  op.error = std::move(error);
+  op.finished.store(true, std::memory_order_release);
+}
+
+bool Group::advance(Finished* finished, bool look_at_clock) {
+  bool moved = false;
+  for (;;) {
+    std::shared_ptr<Op> op;
+    {
+      std::lock_guard lock(queue_mutex_);
+      if (queue_.empty()) return moved;
+      op = queue_.front();
+    }
+    std::unique_ptr<Error> error;
+    try {
+      Step outcome;
+      while ((outcome = step(*op)) == Step::moved) moved = true;
+      if (outcome == Step::blocked) {
+        check_failures(*op, look_at_clock);
+        return moved;
+      }
+    } catch (const Error& e) {
+      error = std::make_unique<Error>(e);
+      // Whatever is not a mismatch leaves this rank in the middle of an operation: the group cannot go on.
+      if (e.kind() != ErrorKind::mismatch) abort(AbortCause::called, config_.rank, e.message());
+    }
+    end(*op, std::move(error));
+    {
+      std::lock_guard lock(queue_mutex_);
+      queue_.pop_front();
+      posted_.fetch_sub(1, std::memory_order_relaxed);
+      progress_->operation_finished();
+    }
+    finished->push_back(std::move(op));
+    moved = true;
+  }
+}
+
+void Group::complete(Finished& finished) {
+  if (finished.empty()) return;
+  for (const auto& op : finished)
+    if (op->on_finish) {
+      op->on_finish(op->error.get());
+      op->on_finish = nullptr;
+    }
+  // Somebody of this process may sleep on an operation that this thread has just finished.
+  if (endpoint_->segment().header().sleepers.load() > 0) endpoint_->ring_own_doorbell();
+  finished.clear();
+}
+
+}  // namespace hxcomm

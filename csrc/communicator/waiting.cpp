@@ -1,0 +1,152 @@
+// How a rank waits: spin on the one flag it needs, yield, then sleep on the process's doorbell.
+#include <immintrin.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "communicator/group.h"
+#include "core/clock.h"
+
+namespace hxcomm {
+namespace {
+
+// A sleeper looks at signals, deadlines and departed peers this often; everything else rings the doorbell.
+constexpr int64_t kLookUpNs = 100'000'000;
+
+std::string seconds(int64_t ns) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.3g s", static_cast<double>(ns) * 1e-9);
+  return text;
+}
+
+}  // namespace
+
+bool Group::blocked_flag(const std::atomic<uint64_t>** flag, uint64_t* value) const {
+  if (queue_.empty()) return false;
+  const Op& op = *queue_.front();
+  int peer = op.next_peer;
+  if (op.phase == Op::Phase::running) {
+    peer = op.execution.blocked_on_peer();
+    *value = op.execution.blocked_on_value();
+  } else if (op.phase == Op::Phase::arriving) {
+    *value = progress_value(op.sequence, 1);
+  } else {
+    *value = progress_value(flush_before_, 1);
+  }
+  *flag = &control(peer).line.progress;
+  return true;
+}
+
+std::string Group::waiting_for(const Op& op) const {
+  uint64_t value = progress_value(op.phase == Op::Phase::begin ? flush_before_ : op.sequence, 1);
+  const bool running = op.phase == Op::Phase::running;
+  if (running) value = op.execution.blocked_on_value();
+  std::string text;
+  for (int r = 0; r < config_.world_size; ++r) {
+    const uint64_t progress = control(r).line.progress.load(std::memory_order_acquire);
+    if (r == config_.rank || progress >= value || (running && r != op.execution.blocked_on_peer())) continue;
+    const uint64_t at = progress >> kRoundBits;
+    text += (text.empty() ? "" : ", ") + config_.labels[static_cast<size_t>(r)];
+    text += at < op.sequence ? " (has not called it)" : " (is in it)";
+  }
+  return text.empty() ? "no rank" : text;
+}
+
+void Group::check_failures(Op& op, bool look_at_clock) {
+  if (own().abort.word.load(std::memory_order_acquire) == 0 && look_at_clock) {
+    const std::atomic<uint64_t>* flag = nullptr;
+    uint64_t value = 0;
+    int peer = op.next_peer;
+    {
+      std::lock_guard lock(queue_mutex_);
+      blocked_flag(&flag, &value);
+    }
+    if (op.phase == Op::Phase::running) peer = op.execution.blocked_on_peer();
+    // Membership before progress: a rank publishes all it owes before it leaves.
+    const bool left = control(peer).line.membership.load(std::memory_order_acquire) != config_.nonce;
+    if (left && flag->load(std::memory_order_acquire) < value)
+      abort(AbortCause::peer_left, peer,
+            config_.labels[static_cast<size_t>(peer)] + " has left the group (it destroyed it or ended)");
+    else if (now_ns() > op.deadline_ns)
+      abort(AbortCause::timeout, config_.rank,
+            std::string(op_name(op.call.op)) + " #" + std::to_string(op.sequence) + " of " +
+                config_.labels[static_cast<size_t>(config_.rank)] + " timed out after " +
+                seconds(now_ns() - op.posted_ns) + " waiting for " + waiting_for(op));
+  }
+  if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(&op);
+}
+
+// Polls the head's flag with the driver lock held. True when it is worth advancing again.
+bool Group::spin() {
+  const std::atomic<uint64_t>* flag = nullptr;
+  uint64_t value = 0;
+  {
+    std::lock_guard lock(queue_mutex_);
+    if (!blocked_flag(&flag, &value)) return false;
+  }
+  const std::atomic<uint64_t>& abort_word = own().abort.word;
+  for (int i = 0; i < spin_pauses_ + spin_yields_; ++i) {
+    if (flag->load(std::memory_order_acquire) >= value) return true;
+    if (abort_word.load(std::memory_order_relaxed) != 0) return true;
+    if (i < spin_pauses_)
+      _mm_pause();
+    else
+      sched_yield();
+  }
+  return false;
+}
+
+void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
+  Progress::Waiter waiter(*progress_);
+  const int64_t deadline = timeout_ns >= 0 ? now_ns() + timeout_ns : INT64_MAX;
+  int64_t next_look = 0;
+  bool stopped_by_signal = false;
+  while (!op->finished.load(std::memory_order_acquire)) {
+    if (driver_.try_lock()) {
+      Finished finished;
+      bool moved = advance(&finished, /*look_at_clock=*/false);
+      if (finished.empty()) moved = spin() || moved;
+      driver_.unlock();
+      complete(finished);
+      if (moved) continue;
+    }
+    const uint32_t doorbell = endpoint_->announce_sleep();
+    bool signalled = false;
+    if (!progress_->advance_all() && !op->finished.load(std::memory_order_acquire))
+      signalled = !endpoint_->sleep(doorbell, std::clamp<int64_t>(std::min(deadline, op->deadline_ns) - now_ns(), 0, kLookUpNs));
+    endpoint_->withdraw_sleep();
+
+    const int64_t now = now_ns();
+    if (signalled || now > next_look) {
+      next_look = now + kLookUpNs;
+      if (!stopped_by_signal && progress_->interrupted && progress_->interrupted()) {
+        stopped_by_signal = true;
+        abort(AbortCause::interrupted, config_.rank,
+              config_.labels[static_cast<size_t>(config_.rank)] + " was interrupted by a signal (Ctrl-C) while it waited");
+      }
+    }
+    if (now > deadline && !op->finished.load(std::memory_order_acquire))
+      abort(AbortCause::timeout, config_.rank,
+            std::string("wait() for ") + op_name(op->call.op) + " on " +
+                config_.labels[static_cast<size_t>(config_.rank)] + " ran out after " + seconds(timeout_ns));
+  }
+  if (stopped_by_signal) throw Error(ErrorKind::interrupted, "interrupted by a signal");
+  if (op->error) throw *op->error;
+}
+
+bool Group::try_advance(bool look_at_clock) {
+  if (!driver_.try_lock()) return false;
+  Finished finished;
+  const bool moved = advance(&finished, look_at_clock);
+  driver_.unlock();
+  complete(finished);
+  return moved;
+}
+
+void Group::advance_in_background() {
+  try_advance(false);
+  if (has_posted()) progress_->wake_background();
+}
+
+}  // namespace hxcomm

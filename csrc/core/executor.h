@@ -1,0 +1,105 @@
+// The executor: runs one rank's plan over mapped memory. Wait, transfer, publish.
+//
+// It is resumable: run() goes on until it reaches ENTER or END or must wait for a peer, and says which; whoever drives
+// it decides how to wait. It knows memory and progress lines, and nothing of operations, groups, torch or Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/line.h"
+#include "core/plan.h"
+#include "core/reduce.h"
+#include "core/types.h"
+
+namespace hxcomm {
+
+struct Block {
+  std::byte* data = nullptr;
+  uint64_t count = 0;  // elements
+};
+
+// Where one plan finds its memory for one operation (one segment of a long one).
+struct Binding {
+  const Plan* plan = nullptr;
+  DType dtype{};
+  ReduceOp reduce_op{};
+  const Block* input = nullptr;   // plan->input.blocks of them, this rank's own
+  const Block* output = nullptr;  // plan->output.blocks
+  uint64_t low = 0, high = 0;     // the window of every block, in elements
+  std::byte* const* scratch = nullptr;  // [world_size] base of each rank's scratch, valid for peers from ENTER on
+  size_t scratch_stride = 0;            // bytes from one scratch chunk to the next
+  uint64_t sequence = 0;
+  Line* const* lines = nullptr;  // [world_size]
+};
+
+// Bytes from one scratch chunk to the next for a window of `window` elements: the largest chunk, in the accumulation
+// type where partial results lie there, rounded up to cache lines.
+size_t scratch_stride(const Plan& plan, DType dtype, uint64_t window);
+
+// Resolves a location to memory. What the Python executor calls, too.
+std::byte* resolve(const Binding& binding, const Operand& operand);
+uint64_t transfer_count(const Binding& binding, const Instruction& instruction);
+
+// Runs a transfer some other way (HXCOMM_EXECUTOR=python); null for the native loop.
+struct TransferHook {
+  virtual ~TransferHook() = default;
+  virtual void run(const Binding& binding, const Instruction& instruction) = 0;
+};
+
+class Execution {
+ public:
+  enum class Status { entering, blocked, done };
+
+  void start(const Binding& binding, TransferHook* hook) {
+    binding_ = binding;
+    hook_ = hook;
+    at_ = 0;
+  }
+  // Runs on. At ENTER it stops with `entering`; the driver publishes, gathers everyone's arrival, and calls
+  // entered() once before the next run(). A publish that may wake somebody calls `published`.
+  template <class Published>
+  Status run(Published&& published);
+  void entered() { ++at_; }
+  int blocked_on_peer() const { return binding_.plan->instructions[at_].peer; }
+  uint64_t blocked_on_value() const {
+    return progress_value(binding_.sequence, uint64_t{binding_.plan->instructions[at_].round} + 1);
+  }
+  const Binding& binding() const { return binding_; }
+
+ private:
+  void transfer(const Instruction& instruction);
+
+  Binding binding_;
+  TransferHook* hook_ = nullptr;
+  size_t at_ = 0;
+};
+
+template <class Published>
+Execution::Status Execution::run(Published&& published) {
+  for (;; ++at_) {
+    const Instruction& in = binding_.plan->instructions[at_];
+    switch (in.code) {
+      case Instruction::Code::transfer:
+        transfer(in);
+        break;
+      case Instruction::Code::wait:
+        if (binding_.lines[in.peer]->progress.load(std::memory_order_acquire) < blocked_on_value())
+          return Status::blocked;
+        break;
+      case Instruction::Code::publish:
+        binding_.lines[binding_.plan->rank]->progress.store(
+            progress_value(binding_.sequence, uint64_t{in.round} + 1), std::memory_order_release);
+        published();
+        break;
+      case Instruction::Code::enter:
+        return Status::entering;
+      case Instruction::Code::end:
+        return Status::done;
+    }
+  }
+}
+
+}  // namespace hxcomm

@@ -1,0 +1,132 @@
+#include "core/plan.h"
+
+#include "core/errors.h"
+#include "core/line.h"
+
+namespace hxcomm {
+namespace {
+
+constexpr int32_t kMagic = 0x48585031;
+constexpr int32_t kVersion = 1;
+constexpr size_t kHeaderWords = 16;
+constexpr int32_t kMaxOperands = 65535;
+
+class Reader {
+ public:
+  Reader(const std::vector<int32_t>& words, size_t at, const std::string& algorithm)
+      : words_(words), at_(at), algorithm_(algorithm) {}
+
+  int32_t next() {
+    if (at_ >= words_.size()) fail("ends in the middle of an instruction");
+    return words_[at_++];
+  }
+
+  int32_t next_in(int32_t low, int32_t high, const char* what) {
+    const int32_t value = next();
+    if (value < low || value > high)
+      fail(std::string(what) + " is " + std::to_string(value) + ", allowed are " + std::to_string(low) + " to " +
+           std::to_string(high));
+    return value;
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error(ErrorKind::usage, "the plan of algorithm '" + algorithm_ + "' is not valid: at word " +
+                                      std::to_string(at_) + ": " + what);
+  }
+
+ private:
+  const std::vector<int32_t>& words_;
+  size_t at_;
+  const std::string& algorithm_;
+};
+
+int32_t chunks_of(const Plan& plan, BufferKind buffer) {
+  if (buffer == BufferKind::scratch) return plan.scratch_chunks;
+  const Layout& layout = buffer == BufferKind::input ? plan.input : plan.output;
+  return layout.blocks * layout.pieces;
+}
+
+Operand read_operand(Reader& reader, const Plan& plan) {
+  Operand operand{};
+  operand.rank = reader.next_in(0, plan.world_size - 1, "a location's rank");
+  operand.buffer = static_cast<BufferKind>(reader.next_in(0, 2, "a location's buffer"));
+  operand.chunk = reader.next_in(0, chunks_of(plan, operand.buffer) - 1, "a location's chunk");
+  operand.mark = static_cast<Mark>(reader.next_in(0, 2, "a location's mark"));
+  if (plan.is_private && operand.rank != plan.rank && operand.buffer != BufferKind::scratch)
+    reader.fail("a private plan may touch only the scratch of other ranks");
+  if (operand.mark == Mark::partial && (operand.buffer != BufferKind::scratch || !plan.partials))
+    reader.fail("a partial result may only lie in scratch, and the header must say so");
+  return operand;
+}
+
+Instruction read_transfer(Reader& reader, Plan& plan) {
+  Instruction in{};
+  in.code = Instruction::Code::transfer;
+  in.reduce = reader.next_in(0, 1, "reduce") == 1;
+  in.final = reader.next_in(0, 1, "final") == 1;
+  in.count_buffer = static_cast<BufferKind>(reader.next_in(0, 1, "a count's buffer"));
+  in.count_chunk = reader.next_in(0, chunks_of(plan, in.count_buffer) - 1, "a count's chunk");
+  in.n_sources = static_cast<uint16_t>(reader.next_in(1, in.reduce ? kMaxOperands : 1, "the number of sources"));
+  in.n_destinations = static_cast<uint16_t>(reader.next_in(1, kMaxOperands, "the number of destinations"));
+  in.first_operand = static_cast<uint32_t>(plan.operands.size());
+  for (int i = 0; i < in.n_sources + in.n_destinations; ++i) plan.operands.push_back(read_operand(reader, plan));
+  return in;
+}
+
+}  // namespace
+
+Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
+  Plan plan;
+  plan.hash = hash;
+  plan.algorithm = std::move(algorithm);
+  plan.words = std::move(words);
+  Reader header(plan.words, 0, plan.algorithm);
+  header.next_in(kMagic, kMagic, "the magic number");
+  header.next_in(kVersion, kVersion, "the plan version");
+  plan.world_size = header.next_in(1, 1 << 24, "the world size");
+  plan.rank = header.next_in(0, plan.world_size - 1, "the rank");
+  const int32_t rounds = header.next_in(1, static_cast<int32_t>(kMaxRounds), "the number of rounds");
+  for (Layout* layout : {&plan.input, &plan.output}) {
+    layout->blocks = header.next_in(0, 1 << 24, "the number of blocks");
+    layout->pieces = header.next_in(1, 1 << 24, "the number of pieces");
+    if (int64_t{layout->blocks} * layout->pieces > INT32_MAX) header.fail("more than 2^31 chunks");
+  }
+  plan.scratch_chunks = header.next_in(0, INT32_MAX, "the number of scratch chunks");
+  const int32_t flags = header.next_in(0, 15, "the flags");
+  plan.in_place = (flags & 1) != 0;
+  plan.is_private = (flags & 2) != 0;
+  plan.partials = (flags & 8) != 0;
+
+  Reader reader(plan.words, kHeaderWords, plan.algorithm);
+  bool entered = false;
+  for (;;) {
+    Instruction in{};
+    switch (reader.next_in(0, 4, "an instruction's code")) {
+      case 0:
+        if (!entered) reader.fail("ends before ENTER");
+        plan.instructions.push_back(in);
+        return plan;
+      case 1:
+        in = read_transfer(reader, plan);
+        break;
+      case 2:
+        if (entered) reader.fail("a second ENTER");
+        entered = true;
+        in.code = Instruction::Code::enter;
+        break;
+      case 3:
+        if (!entered) reader.fail("a WAIT before ENTER");
+        in.code = Instruction::Code::wait;
+        in.peer = reader.next_in(0, plan.world_size - 1, "a wait's peer");
+        in.round = static_cast<uint32_t>(reader.next_in(1, rounds - 1, "a wait's round"));
+        break;
+      default:
+        if (!entered) reader.fail("a PUBLISH before ENTER");
+        in.code = Instruction::Code::publish;
+        in.round = static_cast<uint32_t>(reader.next_in(1, rounds - 1, "a published round"));
+    }
+    plan.instructions.push_back(in);
+  }
+}
+
+}  // namespace hxcomm

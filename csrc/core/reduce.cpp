@@ -1,0 +1,71 @@
+#include "core/reduce.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/errors.h"
+#include "core/reduce_kernels.h"
+
+namespace hxcomm {
+namespace {
+
+constexpr size_t kCopyPiece = 16 * 1024;
+
+using Kernel = void (*)(const Reduction&, size_t begin, size_t end);
+
+struct Kernels {
+  Kernel run;
+  const char* name;
+};
+
+constexpr Kernels kScalar{reduce_scalar, "scalar"};
+#if defined(__x86_64__)
+constexpr Kernels kAvx2{reduce_avx2, "avx2"};
+bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+#else
+constexpr Kernels kAvx2 = kScalar;
+bool cpu_has_avx2() { return false; }
+#endif
+
+Kernels chosen = cpu_has_avx2() ? kAvx2 : kScalar;
+
+bool is_floating(DType dtype) {
+  return dtype == DType::float32 || dtype == DType::float64 || dtype == DType::bfloat16 || dtype == DType::float16;
+}
+
+}  // namespace
+
+void reduce(const ReduceSpec& spec, const Source* sources, int n_sources, void* const* destinations, int n_destinations,
+            size_t count) {
+  const Reduction reduction{spec, sources, n_sources, destinations, n_destinations};
+  // No vector unit divides integers, and the division costs more than all the rest.
+  const bool integer_division = spec.op == ReduceOp::avg && spec.final && !is_floating(spec.dtype);
+  (integer_division ? kScalar : chosen).run(reduction, 0, count);
+}
+
+void copy(const void* source, void* const* destinations, int n_destinations, size_t nbytes) {
+  const size_t piece = n_destinations > 1 ? kCopyPiece : nbytes;
+  for (size_t at = 0; at < nbytes; at += piece) {
+    const std::byte* from = static_cast<const std::byte*>(source) + at;
+    for (int d = 0; d < n_destinations; ++d)
+      if (destinations[d] != source)
+        std::memcpy(static_cast<std::byte*>(destinations[d]) + at, from, std::min(piece, nbytes - at));
+  }
+}
+
+const char* unsupported(DType dtype, ReduceOp op) {
+  if (dtype == DType::boolean && op == ReduceOp::avg) return "AVG of bool has no meaning: use SUM (or), MIN (and), "
+                                                             "or convert to a number first";
+  return nullptr;
+}
+
+void set_reduce_isa(Isa isa) {
+  if (isa == Isa::avx2 && !cpu_has_avx2())
+    throw Error(ErrorKind::usage, "the reduce kernels avx2 need a CPU with AVX2 and F16C, which this one has not; "
+                                  "set HXCOMM_ISA=auto or HXCOMM_ISA=scalar");
+  chosen = isa == Isa::scalar || !cpu_has_avx2() ? kScalar : kAvx2;
+}
+
+const char* reduce_isa() { return chosen.name; }
+
+}  // namespace hxcomm

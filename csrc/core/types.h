@@ -1,0 +1,50 @@
+// Element types and reduce operations: their codes, names and sizes.
+//
+// A new dtype is one enumerator and one row of kDTypeTable here (append: the codes travel in descriptors), and one Lane
+// in reduce_scalar.cpp and one in reduce_avx2.cpp; the compiler names each switch that lacks it, and reduce_test.cpp
+// sweeps the table. The table has room for what comes next: int8, int16, complex64, complex128. A new reduce operation
+// (band, bor, bxor, premul_sum) is one enumerator, one name and one line in reduce_kernels.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hxcomm {
+
+enum class DType : uint8_t { float32, float64, bfloat16, float16, int32, int64, uint8, boolean };
+
+struct DTypeInfo {
+  DType dtype;
+  const char* name;          // as torch and numpy say it
+  size_t item_size;          // bytes
+  size_t accumulation_size;  // bytes of the type it is reduced in: float32 for the 16-bit floats, else itself
+};
+
+inline constexpr DTypeInfo kDTypeTable[] = {
+    {DType::float32, "float32", 4, 4}, {DType::float64, "float64", 8, 8}, {DType::bfloat16, "bfloat16", 2, 4},
+    {DType::float16, "float16", 2, 4}, {DType::int32, "int32", 4, 4},     {DType::int64, "int64", 8, 8},
+    {DType::uint8, "uint8", 1, 1},     {DType::boolean, "bool", 1, 1},
+};
+inline constexpr int kDTypes = static_cast<int>(sizeof kDTypeTable / sizeof *kDTypeTable);
+
+// Only for a valid dtype: a code that came from a peer or a user is compared with kDTypes first.
+constexpr const DTypeInfo& info(DType dtype) { return kDTypeTable[static_cast<size_t>(dtype)]; }
+constexpr size_t item_size(DType dtype) { return info(dtype).item_size; }
+constexpr size_t accumulation_size(DType dtype) { return info(dtype).accumulation_size; }
+constexpr const char* dtype_name(DType dtype) { return info(dtype).name; }
+
+constexpr bool dtype_table_is_in_order() {
+  for (int i = 0; i < kDTypes; ++i)
+    if (kDTypeTable[i].dtype != static_cast<DType>(i)) return false;
+  return true;
+}
+static_assert(dtype_table_is_in_order());
+
+enum class ReduceOp : uint8_t { sum, product, min, max, avg };
+
+inline constexpr const char* kReduceOpNames[] = {"sum", "product", "min", "max", "avg"};
+inline constexpr int kReduceOps = static_cast<int>(sizeof kReduceOpNames / sizeof *kReduceOpNames);
+
+constexpr const char* reduce_op_name(ReduceOp op) { return kReduceOpNames[static_cast<size_t>(op)]; }
+
+}  // namespace hxcomm

@@ -1,0 +1,12 @@
+// hxcomm's errors as Python sees them, also through c10d's Work.wait() and the dispatcher.
+#pragma once
+
+#include <string>
+
+namespace hxcomm::torch_glue {
+
+// Throws the exception for an ErrorKind: a class of hxcomm.errors (all derive from DistBackendError), a ValueError,
+// or the exception that a signal handler has set. Takes the GIL where it needs it.
+[[noreturn]] void throw_typed(int kind, const std::string& message);
+
+}  // namespace hxcomm::torch_glue

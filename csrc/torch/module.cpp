@@ -1,0 +1,30 @@
+// hxcomm._C: the glue between torch and the communicator.
+#include <torch/csrc/utils/pybind.h>
+
+#include "communicator/api.h"
+#include "torch/process_group.h"
+
+namespace {
+
+using hxcomm::Api;
+using hxcomm::torch_glue::ProcessGroup;
+
+const Api* api_from(const py::capsule& capsule) {
+  const Api* api = capsule.get_pointer<const Api>();
+  if (std::string(capsule.name()) != hxcomm::kApiCapsule || api->version != hxcomm::kApiVersion)
+    throw std::runtime_error("hxcomm._core and hxcomm._C are of different builds; reinstall hxcomm");
+  return api;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "hxcomm's torch.distributed backend in C++.";
+  py::module_::import("torch._C._distributed_c10d");  // knows the base class
+  py::class_<ProcessGroup, c10d::Backend, c10::intrusive_ptr<ProcessGroup>>(m, "ProcessGroup")
+      .def(py::init([](int rank, int size, const py::capsule& api, const py::capsule& group, double timeout_s) {
+             const auto timeout = std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1e3));
+             return c10::make_intrusive<ProcessGroup>(rank, size, api_from(api), group.get_pointer<void>(), timeout);
+           }),
+           py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("api"), py::arg("group"), py::arg("timeout_s"));
+}

@@ -1,0 +1,57 @@
+// c10d's handle of a collective that was started.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+#include "communicator/api.h"
+#include "torch/tensors.h"
+
+namespace hxcomm::torch_glue {
+
+// Several calls may stand behind one Work (coalesced ops). The Work may be dropped early: the calls hold it until they
+// have ended, and with it the tensors.
+class Work final : public c10d::Work {
+ public:
+  // The handle of calls that have ended well.
+  Work(int rank, c10d::OpType type, std::vector<at::Tensor> results);
+  // The handle of `calls` calls that will be posted.
+  Work(int rank, c10d::OpType type, const Api* api, void* group, std::vector<Tensors> calls);
+  ~Work() override;
+
+  void post(std::chrono::milliseconds timeout);  // throws what posting throws
+
+  bool isCompleted() override;
+  bool isSuccess() const override;
+  std::exception_ptr exception() const override;
+  // Blocks; drives the group. A timeout that runs out aborts the group. kNoTimeout: the deadline of the op itself.
+  bool wait(std::chrono::milliseconds timeout) override;
+  void synchronize() override { wait(kNoTimeout); }
+  void abort() override;
+  std::vector<at::Tensor> result() override { return results_; }
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override { return future_; }
+  uint64_t getSequencenumber() const override { return sequence_; }
+
+ private:
+  struct Context;
+  void call_ended(int kind, const char* message);
+  void rethrow() const;
+
+  const Api* api_ = nullptr;
+  void* group_ = nullptr;
+  std::vector<Tensors> calls_;
+  std::vector<at::Tensor> results_;
+  std::vector<void*> ops_;
+  c10::intrusive_ptr<c10::ivalue::Future> future_;
+  uint64_t sequence_ = 0;
+  std::atomic<int> running_{0};
+  std::atomic<bool> ended_{false};
+  mutable std::mutex error_mutex_;
+  int error_kind_ = 0;
+  std::string error_message_;
+};
+
+}  // namespace hxcomm::torch_glue

@@ -1,0 +1,186 @@
+#include "transport/endpoint.h"
+
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include "core/errors.h"
+#include "core/futex.h"
+#include "transport/death.h"
+
+namespace hxcomm {
+namespace {
+
+// What an epoll event is about: the descriptor, and above it which kind.
+enum class Watched : uint64_t { stop = 0, listener = 1, visitor = 2, peer = 3 };
+constexpr uint64_t tag(Watched kind, int fd) { return (static_cast<uint64_t>(kind) << 32) | static_cast<uint32_t>(fd); }
+
+Nonce random_nonce() {
+  Nonce nonce;
+  if (getrandom(nonce.data(), nonce.size(), 0) != static_cast<ssize_t>(nonce.size()))
+    throw Error(ErrorKind::init, std::string("getrandom: ") + std::strerror(errno));
+  return nonce;
+}
+
+// The socket's name must not be the nonce: names are listed in /proc/net/unix, the nonce is what a visitor proves.
+std::string random_address() {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string name = "hxcomm-";
+  for (const uint8_t byte : random_nonce()) {
+    name += kHex[byte >> 4];
+    name += kHex[byte & 15];
+  }
+  return name;
+}
+
+const uint8_t (&raw(const Nonce& nonce))[16] { return *reinterpret_cast<const uint8_t(*)[16]>(nonce.data()); }
+
+}  // namespace
+
+Peer::~Peer() {
+  if (pidfd >= 0) close(pidfd);
+}
+
+void Peer::ring_if_asleep() const {
+  SegmentHeader& header = mapping->header();
+  if (header.sleepers.load(std::memory_order_relaxed) == 0) return;
+  header.doorbell.fetch_add(1, std::memory_order_release);
+  futex_wake_all(header.doorbell);
+}
+
+Endpoint::Endpoint(size_t segment_bytes)
+    : nonce_(random_nonce()),
+      address_(random_address()),
+      segment_(segment_bytes, raw(nonce_)),
+      doorman_(address_, nonce_, segment_) {
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (epoll_ < 0 || stop_event_ < 0) throw Error(ErrorKind::init, std::string("epoll/eventfd: ") + std::strerror(errno));
+  epoll_event event{EPOLLIN, {.u64 = tag(Watched::stop, stop_event_)}};
+  epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &event);
+  event.data.u64 = tag(Watched::listener, doorman_.listener());
+  epoll_ctl(epoll_, EPOLL_CTL_ADD, doorman_.listener(), &event);
+
+  // Signals are the program's: the watcher must not be the thread that a SIGINT or SIGTERM lands on.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  watcher_ = std::thread([this] { watch(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  pthread_setname_np(watcher_.native_handle(), "hxcomm-watch");
+}
+
+Endpoint::~Endpoint() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(stop_event_, &one, sizeof(one));
+  watcher_.join();
+  close(epoll_);
+  close(stop_event_);
+}
+
+std::shared_ptr<Peer> Endpoint::connect(const std::string& address, const Nonce& nonce, int timeout_ms) {
+  {
+    std::lock_guard lock(peers_mutex_);
+    for (const auto& peer : peers_)
+      if (peer->nonce == nonce && !peer->dead.load()) return peer;
+  }
+  Introduction introduction = introduce(address, nonce, timeout_ms);
+  auto peer = std::make_shared<Peer>();
+  peer->nonce = nonce;
+  peer->mapping = std::move(introduction.mapping);
+  peer->pid = introduction.pid;
+  peer->pidfd = introduction.pidfd;
+  std::lock_guard lock(peers_mutex_);
+  // Processes that are gone and that no group refers to any more.
+  std::erase_if(peers_, [](const auto& p) { return p->dead.load() && p.use_count() == 1; });
+  for (const auto& other : peers_)
+    if (other->nonce == nonce) return other;  // two threads made two groups at once
+  peers_.push_back(peer);
+  epoll_event event{EPOLLIN, {.u64 = tag(Watched::peer, peer->pidfd)}};
+  if (epoll_ctl(epoll_, EPOLL_CTL_ADD, peer->pidfd, &event) != 0)
+    throw Error(ErrorKind::init, "cannot watch process " + std::to_string(peer->pid) + ": " + std::strerror(errno));
+  return peer;
+}
+
+uint64_t Endpoint::subscribe(DeathListener listener) {
+  std::lock_guard lock(listeners_mutex_);
+  listeners_.emplace_back(next_token_, std::move(listener));
+  return next_token_++;
+}
+
+void Endpoint::unsubscribe(uint64_t token) {
+  std::lock_guard lock(listeners_mutex_);
+  std::erase_if(listeners_, [&](const auto& entry) { return entry.first == token; });
+}
+
+void Endpoint::on_death(Peer& peer) {
+  peer.death = describe_death(peer.pidfd, peer.pid);
+  peer.dead.store(true, std::memory_order_release);
+  std::lock_guard lock(listeners_mutex_);
+  for (const auto& [token, listener] : listeners_) listener(peer);
+}
+
+void Endpoint::watch() {
+  epoll_event events[32];
+  for (;;) {
+    const int n = epoll_wait(epoll_, events, 32, 1000);
+    for (int i = 0; i < n; ++i) {
+      const int fd = static_cast<int>(static_cast<uint32_t>(events[i].data.u64));
+      switch (static_cast<Watched>(events[i].data.u64 >> 32)) {
+        case Watched::stop:
+          return;
+        case Watched::listener:
+          if (const int visitor = doorman_.accept_visitor(); visitor >= 0) {
+            epoll_event event{EPOLLIN, {.u64 = tag(Watched::visitor, visitor)}};
+            epoll_ctl(epoll_, EPOLL_CTL_ADD, visitor, &event);
+          }
+          break;
+        case Watched::visitor:
+          doorman_.answer(fd);  // closing it takes it out of the epoll set
+          break;
+        case Watched::peer: {
+          std::shared_ptr<Peer> dead;
+          {
+            std::lock_guard lock(peers_mutex_);
+            for (const auto& peer : peers_)
+              if (peer->pidfd == fd) dead = peer;
+          }
+          epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+          if (dead) on_death(*dead);
+          break;
+        }
+      }
+    }
+    doorman_.dismiss_silent();
+  }
+}
+
+uint32_t Endpoint::announce_sleep() {
+  SegmentHeader& header = segment_.header();
+  header.sleepers.fetch_add(1, std::memory_order_relaxed);
+  // Pairs with the publisher's fence between its store of progress and its load of `sleepers`: either it sees us and
+  // rings, or we see its progress in the check that follows.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return header.doorbell.load(std::memory_order_acquire);
+}
+
+bool Endpoint::sleep(uint32_t doorbell, int64_t timeout_ns) {
+  return futex_wait(segment_.header().doorbell, doorbell, timeout_ns);
+}
+
+void Endpoint::withdraw_sleep() { segment_.header().sleepers.fetch_sub(1, std::memory_order_relaxed); }
+
+void Endpoint::ring_own_doorbell() {
+  SegmentHeader& header = segment_.header();
+  header.doorbell.fetch_add(1, std::memory_order_release);
+  futex_wake_all(header.doorbell);
+}
+
+}  // namespace hxcomm

@@ -1,0 +1,80 @@
+// A process's end of the shared memory: its segment, the peers it has mapped, and the thread that watches them.
+//
+// Segments and sockets belong to pairs of processes; groups are views into them, so a new subgroup of known peers costs
+// no handshake and no mapping. One per process (tests make several, to run ranks as threads). The watcher thread
+// answers handshakes and waits on the peers' pidfds; it never takes the GIL, so it works while Python is stuck.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/segment.h"
+#include "transport/handshake.h"
+
+namespace hxcomm {
+
+// Another process (or this one, seen from another endpoint of it).
+struct Peer {
+  Nonce nonce{};
+  std::unique_ptr<Mapping> mapping;
+  int pid = 0;
+  int pidfd = -1;
+  std::atomic<bool> dead{false};
+  std::string death;  // set before `dead`; "was killed by SIGKILL"
+  ~Peer();
+  // Wakes the peer's threads that sleep on its doorbell, if any do. Call after a publishing store.
+  void ring_if_asleep() const;
+};
+
+class Endpoint {
+ public:
+  // `segment_bytes` is address space, not memory. Throws Error{init}.
+  explicit Endpoint(size_t segment_bytes);
+  ~Endpoint();
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+
+  const std::string& address() const { return address_; }
+  const Nonce& nonce() const { return nonce_; }
+  Segment& segment() { return segment_; }
+
+  // The peer that listens at `address`, mapped at most once per incarnation (nonce). Throws Error{init}.
+  std::shared_ptr<Peer> connect(const std::string& address, const Nonce& nonce, int timeout_ms);
+
+  // `listener(peer)` is called on the watcher thread when a peer has died. Returns a token for unsubscribe(), which
+  // returns only when no call of that listener is running.
+  using DeathListener = std::function<void(const Peer&)>;
+  uint64_t subscribe(DeathListener listener);
+  void unsubscribe(uint64_t token);
+
+  // The doorbell of this process. A thread that is about to sleep: announce, check its conditions, sleep, withdraw.
+  uint32_t announce_sleep();
+  bool sleep(uint32_t doorbell, int64_t timeout_ns);  // false: a signal came
+  void withdraw_sleep();
+  void ring_own_doorbell();
+
+ private:
+  void watch();
+  void on_death(Peer& peer);
+
+  Nonce nonce_;
+  std::string address_;
+  Segment segment_;
+  Doorman doorman_;
+  int epoll_ = -1;
+  int stop_event_ = -1;
+  std::mutex peers_mutex_;
+  std::vector<std::shared_ptr<Peer>> peers_;
+  std::mutex listeners_mutex_;
+  std::vector<std::pair<uint64_t, DeathListener>> listeners_;
+  uint64_t next_token_ = 1;
+  std::thread watcher_;
+};
+
+}  // namespace hxcomm

@@ -1,0 +1,74 @@
+"""hxcomm: collective communication for a simulated ring of AI chips.
+
+`torch.distributed` programs use it with `backend="hxcomm"` and no import: torch calls `_autoload` by an entry point.
+Importing this package is cheap and imports no torch; what needs torch is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from hxcomm import build_check
+
+if TYPE_CHECKING:
+    from hxcomm.algorithms import register as register_algorithm
+    from hxcomm.c10d import Options, statistics
+    from hxcomm.errors import (
+        AbortedError,
+        AuthError,
+        CommTimeoutError,
+        InitError,
+        MismatchError,
+        PeerFailedError,
+    )
+    from hxcomm.select import register_selector
+
+__version__ = "0.1.0"
+__all__ = [
+    "AbortedError",
+    "AuthError",
+    "CommTimeoutError",
+    "InitError",
+    "MismatchError",
+    "Options",
+    "PeerFailedError",
+    "register_algorithm",
+    "register_selector",
+    "statistics",
+]
+
+_HOMES = {
+    "AbortedError": "hxcomm.errors",
+    "AuthError": "hxcomm.errors",
+    "CommTimeoutError": "hxcomm.errors",
+    "InitError": "hxcomm.errors",
+    "MismatchError": "hxcomm.errors",
+    "PeerFailedError": "hxcomm.errors",
+    "Options": "hxcomm.c10d",
+    "statistics": "hxcomm.c10d",
+    "register_selector": "hxcomm.select",
+}
+
+if (_problem := build_check.problem()) is not None:
+    warnings.warn(_problem, RuntimeWarning, stacklevel=2)
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "register_algorithm":
+        return importlib.import_module("hxcomm.algorithms").register
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hxcomm' has no attribute {name!r}")
+
+
+def _autoload() -> None:
+    """Entry point `torch.backends`: runs inside `import torch` and registers the backend's name. Never raises."""
+    try:
+        from hxcomm.c10d import register_backend
+
+        register_backend()
+    except Exception as error:  # torch would turn it into a failed `import torch`
+        warnings.warn(f"hxcomm could not register its backend: {error}", RuntimeWarning, stacklevel=2)

@@ -1,0 +1,218 @@
+"""How the ranks of a new group find each other: hellos over a key-value store, then shared memory pair by pair.
+
+What comes out of the store is an untrusted hint: hellos have a strict schema and bounds, and membership is proved by the
+handshake (same user, nonce). Nothing here waits without a deadline. Knows nothing of torch: a store is anything with
+`set`, `get`, `add` and `wait`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import msgpack
+
+from hxcomm import _core, environment
+
+# Address space, not memory: what is allocated in it is committed, the rest costs nothing.
+SEGMENT_BYTES = 16 << 30
+HANDSHAKE_TIMEOUT_MS = 10_000
+_WAIT_SLICE_S = 1.0  # between two looks at Ctrl-C and the deadline
+_MAX_HELLO_BYTES = 4096
+_SCHEMA = {"version": int, "host": str, "pid": int, "address": str, "nonce": bytes, "control": int, "settings": str}
+
+Planner = Callable[[str, str, str, int, int], tuple["_core.Plan", int]]
+
+
+class Store(Protocol):
+    """The part of torch.distributed.Store that is used here."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def add(self, key: str, amount: int, /) -> int: ...
+    def wait(self, keys: list[str], timeout: datetime.timedelta, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a rank says of itself to the others of a group."""
+
+    version: int
+    host: str
+    pid: int
+    address: str
+    nonce: bytes
+    control: int
+    settings: str
+
+    def pack(self) -> str:
+        # Stores take text; hexadecimal survives every one of them.
+        return bytes(msgpack.packb(self.__dict__)).hex()
+
+    @classmethod
+    def unpack(cls, text: bytes, rank: int) -> Hello:
+        """Raises ValueError saying which field is wrong."""
+        if len(text) > _MAX_HELLO_BYTES:
+            raise ValueError(f"rank {rank}'s hello has {len(text)} bytes, more than {_MAX_HELLO_BYTES}")
+        raw = msgpack.unpackb(bytes.fromhex(text.decode("ascii")), max_map_len=16, max_array_len=0, max_ext_len=0)
+        if not isinstance(raw, dict) or raw.keys() != _SCHEMA.keys():
+            raise ValueError(f"rank {rank}'s hello does not have the fields {', '.join(_SCHEMA)}")
+        for field, kind in _SCHEMA.items():
+            if type(raw[field]) is not kind:
+                raise ValueError(f"{field} in rank {rank}'s hello is a {type(raw[field]).__name__}, not {kind.__name__}")
+        return cls(**raw)
+
+    def label(self, rank: int, global_rank: int) -> str:
+        """How messages name the rank: "rank 3 (host b, pid 8286)"."""
+        which = f"rank {rank}" if rank == global_rank else f"rank {rank} (global rank {global_rank})"
+        return f"{which} (host {self.host[:40]}, pid {self.pid})"
+
+
+_runtime: _core.Runtime | None = None
+_runtime_pid = 0
+_runtime_lock = threading.Lock()
+
+
+def runtime() -> _core.Runtime:
+    """This process's segment and threads, made at the first call. A forked child gets its own."""
+    global _runtime, _runtime_pid
+    with _runtime_lock:
+        if _runtime is None or _runtime_pid != os.getpid():
+            isa = environment.ISA.get()
+            if isa != "auto":
+                _core.set_reduce_isa(isa)
+            if _runtime is not None:
+                _parents.append(_runtime)  # its threads do not exist here: never run its destructor
+            _runtime, _runtime_pid = _core.Runtime(SEGMENT_BYTES), os.getpid()
+        return _runtime
+
+
+_parents: list[_core.Runtime] = []
+
+
+def host_identity() -> str:
+    """What this host is called in messages; HXCOMM_HOST_ID overrides. Not what decides whether memory is shared."""
+    return environment.HOST_ID.get() or socket.gethostname()
+
+
+class _Rendezvous:
+    """The keys of one incarnation of one group in the store, and the deadline that all waiting shares."""
+
+    def __init__(self, store: Store, rank: int, group: str, timeout_s: float) -> None:
+        self.store, self.rank, self.group, self.timeout_s = store, rank, group, timeout_s
+        self.deadline = time.monotonic() + timeout_s
+        # A program may destroy its groups and make them again over the same store: the keys of the n-th time that this
+        # rank comes here carry n, so the leftovers of an earlier incarnation are never read.
+        self.prefix = f"hxcomm/{store.add(f'hxcomm/incarnations/{rank}', 1)}"
+
+    def publish(self, key: str, value: str) -> None:
+        self.store.set(f"{self.prefix}/{key}", value)
+
+    def fetch(self, key: str, whose: int) -> bytes:
+        """Waits for a key until the deadline, and answers Ctrl-C meanwhile."""
+        full = f"{self.prefix}/{key}"
+        while True:
+            remaining = self.deadline - time.monotonic()
+            try:
+                self.store.wait([full], datetime.timedelta(seconds=max(0.01, min(remaining, _WAIT_SLICE_S))))
+                return self.store.get(full)
+            except RuntimeError as error:  # torch's DistStoreError and DistNetworkError among them
+                if remaining > 0 and "imeout" in str(error):
+                    continue
+                self.fail(
+                    f"rank {whose} did not come within {self.timeout_s:g} s (it has not started, has failed, or makes "
+                    f"other groups in another order); the store says: {str(error).splitlines()[0][:200]}"
+                )
+
+    def fail(self, what: str) -> NoReturn:
+        from hxcomm.errors import InitError
+
+        raise InitError(f"rank {self.rank} cannot set up group '{self.group}': {what}")
+
+
+def _connect(group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int, global_ranks: Sequence[int]) -> None:
+    for peer in range(world_size):
+        if peer == meet.rank:
+            continue
+        try:
+            hello = Hello.unpack(meet.fetch(str(peer), peer), peer)
+        except ValueError as error:
+            meet.fail(f"{error}; is another version of hxcomm installed there?")
+        label = hello.label(peer, global_ranks[peer])
+        if hello.version != mine.version:
+            meet.fail(f"{label} speaks protocol version {hello.version}, this rank {mine.version}; install the same hxcomm")
+        if hello.settings != mine.settings:
+            meet.fail(f"settings differ, and with them the algorithms: here {mine.settings}; on {label} {hello.settings}")
+        if hello.host != mine.host:
+            meet.fail(f"{label} is on another host than this rank ({mine.host}); this version connects the ranks of one host")
+        group.connect(
+            rank=peer,
+            address=hello.address,
+            nonce=hello.nonce,
+            control_offset=hello.control,
+            label=label,
+            timeout_ms=max(1, min(HANDSHAKE_TIMEOUT_MS, int(1e3 * (meet.deadline - time.monotonic())))),
+        )
+
+
+def create_group(
+    store: Store,
+    *,
+    name: str,
+    rank: int,
+    world_size: int,
+    global_ranks: Sequence[int],
+    timeout_s: float,
+    settings: str,
+    planner: Planner,
+    transfer: Callable[..., Any] | None = None,
+) -> _core.Group:
+    """Makes this rank's end of a group; every rank of it must call this. Blocks until all have, at most `timeout_s`.
+
+    `settings` is compared between the ranks (what decides algorithms must be equal). Raises InitError on every rank when
+    any rank fails.
+    """
+    meet = _Rendezvous(store, rank, name, timeout_s)
+    process = runtime()
+    if rank == 0:
+        meet.publish("nonce", str(secrets.randbits(63) | 1))
+    nonce = int(meet.fetch("nonce", 0))
+    spin_us = environment.SPIN_US.get()
+    host = host_identity()
+    label = Hello(0, host, os.getpid(), "", b"", 0, "").label(rank, global_ranks[rank])
+    group = _core.Group(
+        process,
+        name=name,
+        rank=rank,
+        world_size=world_size,
+        label=label,
+        nonce=nonce,
+        spin_ns=-1 if spin_us is None else 1000 * spin_us,
+        compare_shapes=environment.CHECK.get() == "shape",
+    )
+    mine = Hello(
+        _core.PROTOCOL_VERSION, host, os.getpid(), process.address, process.nonce, group.control_offset, settings
+    )
+    meet.publish(str(rank), mine.pack())
+    try:
+        _connect(group, meet, mine, world_size, global_ranks)
+    except BaseException as error:
+        meet.publish(f"verdict/{rank}", f"{type(error).__name__}: {error}"[:1000])
+        group.leave()
+        raise
+    meet.publish(f"verdict/{rank}", "ok")
+    # A rank that could not connect raises by itself; the others must not find out only by a timeout later.
+    for peer in range(world_size):
+        verdict = meet.fetch(f"verdict/{peer}", peer).decode()
+        if verdict != "ok":
+            group.leave()
+            meet.fail(f"rank {peer} failed: {verdict}")
+    group.start(planner=planner, transfer=transfer)
+    return group

@@ -1,0 +1,125 @@
+"""`backend="hxcomm"` for torch.distributed: registration, group creation, statistics.
+
+A thin front end: it turns torch's store and options into a group of the communicator and hands that to the C++ process
+group. Knows torch; knows nothing of algorithms beyond their names, nor of shared memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import weakref
+from typing import Any, TypedDict
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import Backend as BackendBase
+
+from hxcomm import build_check
+
+BACKEND = "hxcomm"
+DEVICES = ["cpu"]
+
+
+class Options(BackendBase.Options):  # type: ignore[misc]  # torch's class has no annotations
+    """What `pg_options=` takes: `hxcomm.Options(algorithms={"all_reduce": "ring"})`.
+
+    algorithms: op -> algorithm, instead of the selector's choice, for this group; wins over HXCOMM_ALGO.
+    segment_bytes: bytes of a staging window; None: HXCOMM_SEGMENT, or the default.
+    """
+
+    def __init__(self, algorithms: dict[str, str] | None = None, segment_bytes: int | None = None) -> None:
+        super().__init__(BACKEND, datetime.timedelta(minutes=30))
+        self.algorithms = dict(algorithms or {})
+        if segment_bytes is not None and segment_bytes < 1:
+            raise ValueError(f"segment_bytes is {segment_bytes}; it must be positive")
+        self.segment_bytes = segment_bytes
+
+
+class Statistic(TypedDict):
+    """What one group has done with one algorithm of one op, seen by this rank."""
+
+    group: str
+    op: str
+    algorithm: str
+    calls: int
+    nbytes: int
+    """Payload bytes: of one block (a tensor, or one rank's part of it) per call, added up."""
+    time_ns: int
+    """Inside the collective, waiting for peers included."""
+    hop_bytes: list[int]
+    """Bytes that all ranks' transfers moved over the ring's hop i -> i+1, both directions, as the schedule says."""
+
+
+_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # process group -> (_core.Group)
+
+
+def register_backend() -> None:
+    """Makes `backend="hxcomm"` known to torch.distributed. Harmless when called twice."""
+    if not dist.is_available() or hasattr(dist.Backend, BACKEND.upper()):
+        return
+    default = dist.Backend.default_device_backend_map.get("cpu")
+    dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=DEVICES)
+    # Registering must not change what a program gets that does not name us.
+    if default is not None:
+        dist.Backend.default_device_backend_map["cpu"] = default
+
+
+def _create(options: Any, pg_options: Any) -> Any:
+    """Called by torch for each new group of this rank. Raises InitError, or ImportError where the build is wrong."""
+    if (problem := build_check.problem()) is not None:
+        raise ImportError(problem)
+    from hxcomm import _C, _core, bootstrap, environment, interpreted
+    from hxcomm.select import SEGMENT_BYTES, Layout, Planner
+
+    environment.warn_about_unknown()
+    asked = dict(environment.ALGO.get())
+    segment_bytes = environment.SEGMENT.get() or SEGMENT_BYTES
+    if isinstance(pg_options, Options):
+        asked.update(pg_options.algorithms)
+        segment_bytes = pg_options.segment_bytes or segment_bytes
+    elif pg_options is not None and type(pg_options) is not BackendBase.Options:
+        raise TypeError(f"pg_options for hxcomm is hxcomm.Options(...), not {type(pg_options).__name__}")
+    rank, world_size = options.group_rank, options.group_size
+    name = options.group_id or "default"
+    timeout_s = options.timeout.total_seconds()
+    planner = Planner(rank, Layout(world_size), name, asked, segment_bytes)
+    group = bootstrap.create_group(
+        options.store,
+        name=name,
+        rank=rank,
+        world_size=world_size,
+        global_ranks=list(options.global_ranks_in_group) or list(range(world_size)),
+        timeout_s=timeout_s,
+        settings=planner.settings(),
+        planner=planner,
+        transfer=interpreted.transfer if environment.EXECUTOR.get() == "python" else None,
+    )
+    process_group = _C.ProcessGroup(
+        rank=rank, size=world_size, api=_core.api(), group=group.capsule(), timeout_s=timeout_s
+    )
+    _groups[process_group] = group
+    return process_group
+
+
+def statistics() -> list[Statistic]:
+    """What every live group of this process has done so far, one entry per (group, op, algorithm, root, item size)."""
+    from hxcomm import algorithms
+    from hxcomm.schedule import lower, ring_hop_bytes
+
+    rows: list[Statistic] = []
+    for group in list(_groups.values()):
+        for row in group.statistics():
+            root = row["root"] if row["root"] >= 0 else None
+            schedule = lower(algorithms.build(row["op"], row["algorithm"], group.world_size, root), private=True)
+            hops = ring_hop_bytes(schedule, row["elements"], row["item_bytes"])
+            rows.append(
+                Statistic(
+                    group=group.name,
+                    op=row["op"],
+                    algorithm=row["algorithm"],
+                    calls=row["calls"],
+                    nbytes=row["nbytes"],
+                    time_ns=row["time_ns"],
+                    hop_bytes=hops,
+                )
+            )
+    return rows

@@ -1,0 +1,213 @@
+"""The `hxcomm` command: what is installed, what a Schedule looks like, and the proof that one is right.
+
+Everything here asks the module that owns the answer; this file knows only how to print it. No torch is imported, and
+`show` and `prove` need no built extension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+
+from hxcomm import build_check, environment
+
+ROOTED_AT = 0  # `show` and `prove` draw a rooted op with this root, prove also with the last rank
+
+
+class UsageError(Exception):
+    """The command line names something that does not exist. The text lists what does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 1 where something was found wrong, 2 for a wrong command line."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except UsageError as error:
+        print(f"hxcomm {options.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `hxcomm show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hxcomm",
+        description="Collective communication for a simulated ring of AI chips.",
+        epilog='Programs use it through torch.distributed: init_process_group(backend="hxcomm") under torchrun.',
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="versions, processor, algorithms and every HXCOMM_* variable")
+    info.set_defaults(run=_info)
+
+    show = commands.add_parser("show", help="draw a Schedule: who moves what in which round")
+    show.add_argument("op", metavar="OP", help="a collective, e.g. all_reduce")
+    show.add_argument("algorithm", metavar="ALGORITHM", help="e.g. ring (`hxcomm info` lists them)")
+    show.add_argument("--ranks", type=_count, default=4, metavar="N", help="world size (default: 4)")
+    show.add_argument("--staged", action="store_true", help="as it runs on private memory (CPU tensors)")
+    show.add_argument("--plan", type=int, metavar="RANK", help="the instructions that this rank executes instead")
+    show.set_defaults(run=_show)
+
+    prove = commands.add_parser("prove", help="prove by symbolic execution that Schedules compute what they should")
+    prove.add_argument("op", metavar="OP", nargs="?", help="only this collective (default: all)")
+    prove.add_argument("algorithm", metavar="ALGORITHM", nargs="?", help="only this algorithm (default: all)")
+    prove.add_argument(
+        "--ranks", type=_range, default=range(1, 17), metavar="A..B", help="world sizes (default: 1..16)"
+    )
+    prove.set_defaults(run=_prove)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of ranks, 1 or more")
+    return int(text)
+
+
+def _range(text: str) -> range:
+    first, dots, last = text.partition("..")
+    low, high = _count(first), _count(last if dots else first)
+    if low > high:
+        raise argparse.ArgumentTypeError(f"{text!r} is empty: write it as 1..16")
+    return range(low, high + 1)
+
+
+def _known(op: str | None, algorithm: str | None = None) -> list[tuple[str, str]]:
+    """The (op, algorithm) pairs that these names stand for, None standing for all. Raises UsageError."""
+    from hxcomm import algorithms
+
+    if op is not None and op not in algorithms.OPS:
+        raise UsageError(f"there is no op {op!r}; known are: {', '.join(algorithms.OPS)}")
+    if op is not None and algorithm is not None and algorithm not in algorithms.names(op):
+        raise UsageError(f"{op} has no algorithm {algorithm!r}; known are: {', '.join(algorithms.names(op))}")
+    ops = algorithms.OPS if op is None else [op]
+    return [(each, name) for each in ops for name in algorithms.names(each) if algorithm in (None, name)]
+
+
+def _show(options: argparse.Namespace) -> int:
+    from hxcomm import algorithms
+    from hxcomm.schedule import compile_plan, draw
+
+    _known(options.op, options.algorithm)
+    root = ROOTED_AT if options.op in algorithms.ROOTED else None
+    schedule = algorithms.build(options.op, options.algorithm, options.ranks, root=root)
+    if options.plan is None:
+        print(draw.text(schedule, private=options.staged))
+        return 0
+    if options.plan not in range(options.ranks):
+        raise UsageError(f"--plan {options.plan}: the ranks of world size {options.ranks} are 0..{options.ranks - 1}")
+    print(draw.plan_text(compile_plan(schedule, options.plan, private=options.staged)))
+    return 0
+
+
+def _prove(options: argparse.Namespace) -> int:
+    from hxcomm import algorithms
+    from hxcomm.schedule import ProofError, ScheduleError, prove
+
+    failures = 0
+    for op, name in _known(options.op, options.algorithm):
+        orders = set()
+        proved = 0
+        for world_size in options.ranks:
+            roots = sorted({ROOTED_AT, world_size - 1}) if op in algorithms.ROOTED else [None]
+            for root in roots:
+                where = f"{world_size} ranks" + ("" if root is None else f", root {root}")
+                try:
+                    proof = prove(algorithms.build(op, name, world_size, root=root))
+                except (ProofError, ScheduleError) as error:
+                    print(f"{op} {name}, {where}: WRONG: {error}")
+                    failures += 1
+                else:
+                    proved += 1
+                    orders.add(proof.order)
+        print(f"{op} {name}: {proved} proved; reduces in {' or '.join(sorted(orders))}" if proved else f"{op} {name}")
+    return 1 if failures else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    problem = build_check.problem()
+    rows = [
+        ("hxcomm", _version("hxcomm")),
+        ("torch, built for", build_check.torch_built_for() or "not built"),
+        ("torch, found", _version("torch")),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("libzmq", _libzmq()),
+        ("kernels", _isa()),
+        ("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"),
+    ]
+    _print_rows(rows)
+    print("\nalgorithms")
+    _print_rows(_algorithms())
+    print("\nvariables (value, type, meaning)")
+    wrong = _print_variables()
+    if problem:
+        print(f"\n{problem}", file=sys.stderr)
+    return 1 if problem or wrong else 0
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"not installed: pip install {'torch==2.13.0' if package == 'torch' else '.'}"
+
+
+def _libzmq() -> str:
+    try:
+        import zmq
+    except ImportError as error:
+        return f"not usable: {error}"
+    return f"{zmq.zmq_version()} (pyzmq {zmq.__version__})"
+
+
+def _isa() -> str:
+    try:
+        from hxcomm import _core
+    except ImportError as error:
+        return f"unknown: {error}"
+    chosen = environment.ISA.text()
+    if chosen is not None and chosen != "auto":
+        try:
+            _core.set_reduce_isa(environment.ISA.get())
+        except ValueError as error:
+            return f"unknown: {error}"
+    return _core.reduce_isa()
+
+
+def _algorithms() -> list[tuple[str, str]]:
+    pairs: dict[str, list[str]] = {}
+    for op, name in _known(None):
+        pairs.setdefault(op, []).append(name)
+    return [(op, ", ".join(names)) for op, names in pairs.items()]
+
+
+def _print_variables() -> bool:
+    """Prints each variable with its value, and says whether one holds what it may not."""
+    wrong = False
+    for variable in environment.VARIABLES.values():
+        text = variable.text()
+        try:
+            variable.get()
+            shown = text or f"{variable.default_text()} (default)"
+        except ValueError as error:
+            wrong, shown = True, f"WRONG: {error}"
+        print(f"  {variable.name} = {shown}\n      {variable.type}: {variable.meaning}")
+    environment.warn_about_unknown()
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

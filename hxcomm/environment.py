@@ -1,0 +1,198 @@
+"""Every HXCOMM_* variable: name, type, default, meaning; read here and nowhere else.
+
+A variable is read when its value is asked for, not at import, so a program may set it after `import hxcomm` and before
+it makes its process group. The C++ core reads no environment: it is handed these values. Knows nothing of torch or of
+what the values are used for.
+
+    >>> from hxcomm import environment
+    >>> environment.EXECUTOR.get()
+    'native'
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Value_co = TypeVar("Value_co", covariant=True)
+
+PREFIX = "HXCOMM_"
+_BINARY_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Variable(Generic[Value_co]):
+    """One variable. `parse` turns the text into the value or raises ValueError saying what is allowed."""
+
+    name: str
+    type: str  # as shown to users: "bytes, e.g. 256KiB"
+    default: Value_co
+    meaning: str
+    parse: Callable[[str], Value_co]
+
+    def get(self) -> Value_co:
+        """The value now. Unset and empty both mean the default.
+
+        Raises ValueError naming the variable, what it holds and what is allowed.
+        """
+        text = os.environ.get(self.name, "").strip()
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{self.name}={text!r}: {error}") from None
+
+    def text(self) -> str | None:
+        """What the environment holds, unparsed; None when unset."""
+        return os.environ.get(self.name)
+
+    def default_text(self) -> str:
+        """The default as one would write it."""
+        if self.default is None and "auto" in self.type:
+            return "auto"
+        return str(self.default) if self.default else "none"
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() in allowed:
+            return text.lower()
+        raise ValueError(f"not one of {', '.join(allowed)}{_nearest(text.lower(), allowed)}")
+
+    return parse
+
+
+def _set_of(*allowed: str) -> Callable[[str], frozenset[str]]:
+    one = _one_of(*allowed)
+
+    def parse(text: str) -> frozenset[str]:
+        return frozenset(one(word.strip()) for word in text.split(",") if word.strip())
+
+    return parse
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in text.split(","):
+        op, colon, algorithm = (part.strip() for part in item.partition(":"))
+        if not (op and colon and algorithm):
+            raise ValueError(
+                f"{item.strip()!r} is not op:algorithm; write for example all_reduce:ring,broadcast:direct "
+                "(`hxcomm info` lists the ops and their algorithms)"
+            )
+        if op in pairs:
+            raise ValueError(f"{op} is given twice, as {pairs[op]} and as {algorithm}")
+        pairs[op] = algorithm
+    return pairs
+
+
+def parse_nbytes(text: str) -> int:
+    """Bytes from a positive number with an optional binary unit: "65536", "64KiB", "1.5 MiB". Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = _BINARY_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ValueError("not a size; write a number of bytes, or one with KiB, MiB or GiB (256KiB)")
+    nbytes = float(match[1]) * unit
+    if nbytes < 1 or nbytes != int(nbytes):
+        raise ValueError("not a whole, positive number of bytes")
+    return int(nbytes)
+
+
+def _nbytes_or_auto(text: str) -> int | None:
+    return None if text.lower() == "auto" else parse_nbytes(text)
+
+
+def _microseconds_or_auto(text: str) -> int | None:
+    if text.lower() == "auto":
+        return None
+    if not text.isdecimal():
+        raise ValueError("not a whole number of microseconds, 0 or more, or auto")
+    return int(text)
+
+
+ALGO: Variable[dict[str, str]] = Variable(
+    "HXCOMM_ALGO",
+    "op:algorithm, comma-separated",
+    {},
+    "Runs these ops with these algorithms instead of the selector's choice, e.g. all_reduce:ring,broadcast:direct.",
+    _pairs,
+)
+DEBUG: Variable[frozenset[str]] = Variable(
+    "HXCOMM_DEBUG",
+    "words, comma-separated: algo",
+    frozenset(),
+    "algo: prints op, bytes, algorithm and why it was chosen, once for each new choice.",
+    _set_of("algo"),
+)
+EXECUTOR: Variable[str] = Variable(
+    "HXCOMM_EXECUTOR",
+    "native or python",
+    "native",
+    "Who runs a plan's transfers: the C++ loop, or the Python interpreter (slow; the specification it is tested by).",
+    _one_of("native", "python"),
+)
+ISA: Variable[str] = Variable(
+    "HXCOMM_ISA",
+    "auto, avx2 or scalar",
+    "auto",
+    "Instruction set of the reduce kernels; auto takes the best the processor has. All give the same bits.",
+    _one_of("auto", "avx2", "scalar"),
+)
+CHECK: Variable[str] = Variable(
+    "HXCOMM_CHECK",
+    "none or shape",
+    "none",
+    "shape: ranks that pass tensors of equal count but different shape to one op raise MismatchError.",
+    _one_of("none", "shape"),
+)
+HOST_ID: Variable[str | None] = Variable(
+    "HXCOMM_HOST_ID",
+    "any text",
+    None,
+    "What this rank's host is called in errors and diagnostics; unset: its network name.",
+    str,
+)
+SEGMENT: Variable[int | None] = Variable(
+    "HXCOMM_SEGMENT",
+    "bytes, e.g. 256KiB, or auto",
+    None,
+    "Staging segment: an op on CPU tensors larger than this runs as a pipeline of pieces of this size.",
+    _nbytes_or_auto,
+)
+SPIN_US: Variable[int | None] = Variable(
+    "HXCOMM_SPIN_US",
+    "microseconds, or auto",
+    None,
+    "How long a waiting rank spins before it sleeps; auto spins little where there are more ranks than cores.",
+    _microseconds_or_auto,
+)
+
+VARIABLES: Mapping[str, Variable[object]] = {
+    variable.name: variable for variable in (ALGO, DEBUG, EXECUTOR, ISA, CHECK, HOST_ID, SEGMENT, SPIN_US)
+}
+
+_warned_of: set[str] = set()
+
+
+def warn_about_unknown() -> None:
+    """Warns, once a process and name, of each HXCOMM_* variable that is set but does not exist: a typo does nothing."""
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in VARIABLES and name not in _warned_of:
+            _warned_of.add(name)
+            warnings.warn(
+                f"the environment variable {name} is set, but hxcomm has none of that name, so it does nothing"
+                f"{_nearest(name, tuple(VARIABLES)) or '; `hxcomm info` lists them'}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,119 @@
+"""Which algorithm runs a collective, and the plan for it: Python's part of a call, done once per op and size.
+
+The communicator asks a planner when it meets an (op, dtype, reduce op, root, bytes) for the first time, and keeps the
+answer. Everything a choice depends on is equal on every rank, so every rank chooses alike; the plan's hash is in the
+fingerprint, and a difference raises MismatchError before a byte moves. Knows nothing of torch, memory or sockets.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hxcomm import _core, algorithms, environment
+from hxcomm.schedule import compile_plan
+
+# Staging windows of 128 to 512 KiB were fastest at 1 to 64 MiB: smaller ones pay more hand-overs, larger ones fall out
+# of the second-level cache (16 MiB in one piece took twice as long).
+SEGMENT_BYTES = 256 << 10
+
+# Up to this many bytes every rank reads everything: one hand-over instead of two. Measured with `hxcomm.bench` on 2 cores:
+# at 2 ranks two-shot wins from 4 KiB up; with more ranks than cores a hand-over costs a scheduling round, so one-shot
+# pays longer.
+ONE_SHOT_BYTES = 2 << 10
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the ranks of a group are, as far as choices may depend on it."""
+
+    world_size: int
+    hosts: int = 1
+
+
+Selector = Callable[[str, int, str, Layout, "str | None"], "str | None"]
+_selectors: list[Selector] = []
+
+
+def register_selector(selector: Selector) -> Selector:
+    """Asks `selector(op, nbytes, dtype, layout, chip)` before the built-in choice; usable as a decorator.
+
+    `nbytes` are of one block of the call (0 for all_to_all, whose counts may differ by rank), `chip` is None outside
+    simulation. It returns the name of an algorithm of that op, or None to leave the choice to the next one. Every rank
+    must register the same selectors before it makes a group, and they may depend on nothing else than their arguments:
+    ranks that choose differently raise MismatchError. The answer is kept for each (op, dtype, reduce op, root, nbytes).
+    """
+    _selectors.append(selector)
+    return selector
+
+
+def default_algorithm(op: str, nbytes: int, layout: Layout) -> tuple[str, str]:
+    """The built-in choice and the reason for it. Only algorithms that reduce in rank order are chosen unasked."""
+    if op == "all_reduce":
+        if layout.world_size == 1 or nbytes <= ONE_SHOT_BYTES:
+            return "one_shot", f"at most {ONE_SHOT_BYTES} bytes: one hand-over"
+        return "two_shot", f"more than {ONE_SHOT_BYTES} bytes: each rank reduces its share once"
+    return "direct", "one hand-over, every byte read once"
+
+
+@dataclass
+class Planner:
+    """The planner of one rank of one group.
+
+    `overrides` maps an op to the algorithm that the user asked for (HXCOMM_ALGO or Options); it wins over selectors.
+    Unknown ops and algorithms are refused here, when the group is made: ValueError listing those that exist.
+    """
+
+    rank: int
+    layout: Layout
+    group: str
+    overrides: Mapping[str, str]
+    segment_bytes: int = SEGMENT_BYTES
+    _plans: dict[tuple[str, str, int], _core.Plan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for op, algorithm in self.overrides.items():
+            self._check(op, algorithm, "asked for (HXCOMM_ALGO or Options)")
+
+    def _check(self, op: str, algorithm: str, by: str) -> None:
+        if op not in algorithms.OPS:
+            raise ValueError(f"there is no op {op!r}, {by}; the ops are: {', '.join(algorithms.OPS)}")
+        known = algorithms.names(op)
+        if algorithm not in known:
+            raise ValueError(f"{op} has no algorithm {algorithm!r}, {by}; it has: {', '.join(known)}")
+
+    def settings(self) -> str:
+        """What must be equal on every rank for their choices to agree."""
+        asked = ",".join(f"{op}:{name}" for op, name in sorted(self.overrides.items())) or "default"
+        return f"algorithms {asked}; segment {self.segment_bytes} bytes; {len(_selectors)} selectors"
+
+    def choose(self, op: str, nbytes: int, dtype: str) -> tuple[str, str]:
+        """(algorithm, why)."""
+        if op in self.overrides:
+            return self.overrides[op], "asked for (HXCOMM_ALGO or Options)"
+        for selector in reversed(_selectors):
+            name = selector(op, nbytes, dtype, self.layout, None)
+            if name is not None:
+                self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
+                return name, f"the selector {getattr(selector, '__name__', selector)!r}"
+        return default_algorithm(op, nbytes, self.layout)
+
+    def plan(self, op: str, algorithm: str, root: int) -> _core.Plan:
+        """The compiled plan of this rank; compiled once."""
+        key = (op, algorithm, root)
+        if key not in self._plans:
+            schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None)
+            compiled = compile_plan(schedule, self.rank)
+            self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)
+        return self._plans[key]
+
+    def __call__(self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int) -> tuple[_core.Plan, int]:
+        algorithm, why = self.choose(op, nbytes, dtype)
+        if "algo" in environment.DEBUG.get():
+            print(
+                f"hxcomm: rank {self.rank} of '{self.group}': {op} of {nbytes} bytes {dtype} runs {algorithm}: {why}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return self.plan(op, algorithm, root), self.segment_bytes
