@@ -7,7 +7,6 @@ group. Knows torch; knows nothing of algorithms beyond their names, nor of share
 from __future__ import annotations
 
 import datetime
-import weakref
 from typing import Any, TypedDict
 
 import torch.distributed as dist
@@ -47,9 +46,6 @@ class Statistic(TypedDict):
     """Inside the collective, waiting for peers included."""
     hop_bytes: list[int]
     """Bytes that all ranks' transfers moved over the ring's hop i -> i+1, both directions, as the schedule says."""
-
-
-_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # process group -> (_core.Group)
 
 
 def register_backend() -> None:
@@ -93,33 +89,27 @@ def _create(options: Any, pg_options: Any) -> Any:
         planner=planner,
         transfer=interpreted.transfer if environment.EXECUTOR.get() == "python" else None,
     )
-    process_group = _C.ProcessGroup(
-        rank=rank, size=world_size, api=_core.api(), group=group.capsule(), timeout_s=timeout_s
-    )
-    _groups[process_group] = group
-    return process_group
+    return _C.ProcessGroup(rank=rank, size=world_size, api=_core.api(), group=group.capsule(), timeout_s=timeout_s)
 
 
 def statistics() -> list[Statistic]:
     """What every live group of this process has done so far, one entry per (group, op, algorithm, root, item size)."""
-    from hxcomm import algorithms
+    from hxcomm import algorithms, bootstrap
     from hxcomm.schedule import lower, ring_hop_bytes
 
     rows: list[Statistic] = []
-    for group in list(_groups.values()):
-        for row in group.statistics():
-            root = row["root"] if row["root"] >= 0 else None
-            schedule = lower(algorithms.build(row["op"], row["algorithm"], group.world_size, root), private=True)
-            hops = ring_hop_bytes(schedule, row["elements"], row["item_bytes"])
-            rows.append(
-                Statistic(
-                    group=group.name,
-                    op=row["op"],
-                    algorithm=row["algorithm"],
-                    calls=row["calls"],
-                    nbytes=row["nbytes"],
-                    time_ns=row["time_ns"],
-                    hop_bytes=hops,
-                )
+    for row in bootstrap.runtime().statistics():
+        root = row["root"] if row["root"] >= 0 else None
+        schedule = lower(algorithms.build(row["op"], row["algorithm"], row["world_size"], root), private=True)
+        rows.append(
+            Statistic(
+                group=row["group"],
+                op=row["op"],
+                algorithm=row["algorithm"],
+                calls=row["calls"],
+                nbytes=row["nbytes"],
+                time_ns=row["time_ns"],
+                hop_bytes=ring_hop_bytes(schedule, row["elements"], row["item_bytes"]),
             )
+        )
     return rows

@@ -13,9 +13,11 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 
+import hxcomm
 from hxcomm import build_check, environment
 
-ROOTED_AT = 0  # `show` and `prove` draw a rooted op with this root, prove also with the last rank
+ROOTED = ("broadcast", "reduce", "gather", "scatter")
+ROOTED_AT = 0  # the root that `show` draws; `prove` takes the last rank, too
 
 
 class UsageError(Exception):
@@ -96,7 +98,7 @@ def _show(options: argparse.Namespace) -> int:
     from hxcomm.schedule import compile_plan, draw
 
     _known(options.op, options.algorithm)
-    root = ROOTED_AT if options.op in algorithms.ROOTED else None
+    root = ROOTED_AT if options.op in ROOTED else None
     schedule = algorithms.build(options.op, options.algorithm, options.ranks, root=root)
     if options.plan is None:
         print(draw.text(schedule, private=options.staged))
@@ -109,14 +111,15 @@ def _show(options: argparse.Namespace) -> int:
 
 def _prove(options: argparse.Namespace) -> int:
     from hxcomm import algorithms
-    from hxcomm.schedule import ProofError, ScheduleError, prove
+    from hxcomm.schedule import ProofError, ScheduleError
+    from hxcomm.schedule.prove import prove
 
     failures = 0
     for op, name in _known(options.op, options.algorithm):
         orders = set()
         proved = 0
         for world_size in options.ranks:
-            roots = sorted({ROOTED_AT, world_size - 1}) if op in algorithms.ROOTED else [None]
+            roots = sorted({ROOTED_AT, world_size - 1}) if op in ROOTED else [None]
             for root in roots:
                 where = f"{world_size} ranks" + ("" if root is None else f", root {root}")
                 try:
@@ -134,9 +137,10 @@ def _prove(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     problem = build_check.problem()
     rows = [
-        ("hxcomm", _version("hxcomm")),
+        ("hxcomm", hxcomm.__version__),
+        ("backend", _entry_point()),
         ("torch, built for", build_check.torch_built_for() or "not built"),
-        ("torch, found", _version("torch")),
+        ("torch, found", _torch_found()),
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("libzmq", _libzmq()),
         ("kernels", _isa()),
@@ -158,11 +162,18 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
         print(f"  {name:<{width}}  {value}")
 
 
-def _version(package: str) -> str:
+def _entry_point() -> str:
+    """Whether `import torch` finds the backend by itself."""
+    if any(entry.name == "hxcomm" for entry in importlib.metadata.entry_points(group="torch.backends")):
+        return "torch loads it by itself (entry point torch.backends)"
+    return "torch does not know it: hxcomm is not installed here; pip install --no-build-isolation --editable ."
+
+
+def _torch_found() -> str:
     try:
-        return importlib.metadata.version(package)
+        return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        return f"not installed: pip install {'torch==2.13.0' if package == 'torch' else '.'}"
+        return "not installed: pip install torch==2.13.0"
 
 
 def _libzmq() -> str:

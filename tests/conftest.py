@@ -27,6 +27,7 @@ def rank_pool() -> Iterator[Callable[[int], ranks.RankPool]]:
         each.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which writes the group into the test's id
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start ranks run one after another, on one worker, and first: they are the longest row of work."""
     for item in items:

@@ -107,15 +107,15 @@ class PyGroup {
   }
 
   void start(py::function planner, py::object transfer) {
-    if (!transfer.is_none()) hook_ = std::make_unique<PythonTransfer>(transfer.cast<py::function>());
-    group_->start(planner_from(std::move(planner)), hook_.get());
+    std::shared_ptr<TransferHook> hook;
+    if (!transfer.is_none()) hook = std::make_shared<PythonTransfer>(transfer.cast<py::function>());
+    group_->start(planner_from(std::move(planner)), std::move(hook));
   }
 
   std::shared_ptr<Group>& group() { return group_; }
 
  private:
   std::shared_ptr<Runtime> runtime_;
-  std::unique_ptr<PythonTransfer> hook_;
   std::shared_ptr<Group> group_;
 };
 
@@ -140,7 +140,8 @@ Call call_from(const std::string& op, const std::string& dtype, const std::strin
   for (const auto& [address, n] : input) call.input.push_back({reinterpret_cast<std::byte*>(address), n});
   for (const auto& [address, n] : output) call.output.push_back({reinterpret_cast<std::byte*>(address), n});
   call.count = count;
-  call.shape = {static_cast<int64_t>(count)};
+  const auto extent = static_cast<int64_t>(count);
+  call.shape.assign(&extent, 1);
   call.uneven = uneven;
   call.timeout_ns = static_cast<int64_t>(timeout_s * 1e9);
   return call;
@@ -161,12 +162,16 @@ void raise_typed(const Error& error) {
   }
 }
 
-py::list statistics_of(PyGroup& self) {
+py::list statistics_of(const Group& group) {
   py::list rows;
-  for (const Statistic& s : self.group()->statistics())
-    rows.append(py::dict(py::arg("op") = op_name(s.op), py::arg("algorithm") = s.algorithm, py::arg("root") = s.root,
-                         py::arg("calls") = s.calls, py::arg("nbytes") = s.nbytes, py::arg("elements") = s.elements,
-                         py::arg("item_bytes") = s.item_bytes, py::arg("time_ns") = s.time_ns));
+  for (const auto& s : group.statistics()) {
+    const uint64_t elements = s->elements.load();
+    rows.append(py::dict(py::arg("group") = group.name(), py::arg("world_size") = group.world_size(),
+                         py::arg("op") = op_name(s->op), py::arg("algorithm") = s->plan->algorithm,
+                         py::arg("root") = s->root, py::arg("calls") = s->calls.load(),
+                         py::arg("nbytes") = elements * s->item_bytes, py::arg("elements") = elements,
+                         py::arg("item_bytes") = s->item_bytes, py::arg("time_ns") = s->time_ns.load()));
+  }
   return rows;
 }
 
@@ -227,7 +232,7 @@ void bind_group(py::module_& m) {
         self.group()->leave();
       })
       .def("is_alive", [](PyGroup& self) { return self.group()->alive(); })
-      .def("statistics", &statistics_of)
+      .def("statistics", [](PyGroup& self) { return statistics_of(*self.group()); })
       .def("capsule", [](PyGroup& self) {
         return py::capsule(new std::shared_ptr<Group>(self.group()), kGroupCapsule, [](PyObject* capsule) {
           delete static_cast<std::shared_ptr<Group>*>(PyCapsule_GetPointer(capsule, kGroupCapsule));
@@ -254,6 +259,12 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("nonce", [](const Runtime& r) {
         return py::bytes(reinterpret_cast<const char*>(r.endpoint->nonce().data()), r.endpoint->nonce().size());
       })
+      .def("statistics",
+           [](const Runtime& r) {
+             py::list rows;
+             for (const auto& group : r.progress->groups()) rows += statistics_of(*group);
+             return rows;
+           })
       .def_property_readonly("allocated_bytes", [](const Runtime& r) { return r.endpoint->segment().allocated_bytes(); });
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "One rank's compiled schedule (hxcomm/schedule/plan.py).")
       .def(py::init([](std::vector<int32_t> words, uint64_t hash, std::string algorithm) {

@@ -41,13 +41,11 @@ Call call_of(const ApiCall& from) {
   call.root = from.root;
   call.uneven = from.uneven != 0;
   call.count = from.count;
-  call.input.reserve(from.n_input);
   for (size_t i = 0; i < from.n_input; ++i)
     call.input.push_back({static_cast<std::byte*>(from.input[i].data), from.input[i].count});
-  call.output.reserve(from.n_output);
   for (size_t i = 0; i < from.n_output; ++i)
     call.output.push_back({static_cast<std::byte*>(from.output[i].data), from.output[i].count});
-  call.shape.assign(from.shape, from.shape + from.n_shape);
+  call.shape.assign(from.shape, from.n_shape);
   call.timeout_ns = from.timeout_ns;
   return call;
 }

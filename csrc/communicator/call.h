@@ -1,6 +1,7 @@
 // One collective call as the communicator sees it: what the caller asked for, already checked by the front end.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -32,6 +33,43 @@ const char* op_name(OpCode op);
 
 enum class DeviceKind : uint8_t { cpu = 0 };
 
+// The blocks of one buffer. One is kept in place, because that is what all_reduce has, and an allocation costs as much as
+// a tenth of a whole small operation.
+class Blocks {
+ public:
+  void push_back(Block block) {
+    if (n_ == 0) {
+      first_ = block;
+    } else {
+      if (more_.empty()) more_.push_back(first_);
+      more_.push_back(block);
+    }
+    ++n_;
+  }
+  size_t size() const { return n_; }
+  const Block* data() const { return more_.empty() ? &first_ : more_.data(); }
+  const Block& operator[](size_t i) const { return data()[i]; }
+  const Block* begin() const { return data(); }
+  const Block* end() const { return data() + n_; }
+
+ private:
+  Block first_;
+  std::vector<Block> more_;  // all of them, where there are several
+  size_t n_ = 0;
+};
+
+// A shape for messages and HXCOMM_CHECK=shape; cut after eight dimensions.
+struct Shape {
+  static constexpr size_t kMaxDims = 8;
+  int64_t extents[kMaxDims] = {};
+  size_t n_dims = 0;
+
+  void assign(const int64_t* first, size_t n) {
+    n_dims = std::min(n, kMaxDims);
+    std::copy_n(first, n_dims, extents);
+  }
+};
+
 struct Call {
   OpCode op{};
   DType dtype = DType::uint8;
@@ -40,16 +78,28 @@ struct Call {
   bool uneven = false;  // all_to_all with counts that differ by pair; compared pair by pair from the descriptors
   int32_t root = -1;
   uint64_t count = 0;           // elements of one block, equal on every rank (0 where uneven)
-  std::vector<Block> input;     // as many as the plan's layout has blocks here
-  std::vector<Block> output;
-  std::vector<int64_t> shape;   // of the caller's tensor, for messages
+  Blocks input;   // as many as the plan's layout has blocks here
+  Blocks output;
+  Shape shape;    // of the caller's tensor
   int64_t timeout_ns = 0;       // from the moment the call is posted
+};
+
+// What a group has done so far with one algorithm of one op. Written by the group's driver, read by anybody.
+struct Statistic {
+  OpCode op;
+  int32_t root;
+  uint64_t item_bytes;
+  std::shared_ptr<const Plan> plan;
+  std::atomic<uint64_t> calls{0};
+  std::atomic<uint64_t> elements{0};  // of one block per call, added up; of all blocks where they differ
+  std::atomic<int64_t> time_ns{0};    // from becoming the head of the queue to the end
 };
 
 // What a planner answers for a call: which plan to run, and how long a window of it to run at a time.
 struct Choice {
   std::shared_ptr<const Plan> plan;
-  uint64_t segment_bytes = 0;  // window of one block, in bytes
+  uint64_t segment_bytes = 0;              // window of one block, in bytes
+  std::shared_ptr<Statistic> statistic{};  // filled in by the group
 };
 
 // What a choice may depend on. Everything in it is equal on every rank of a call that is not a mismatch.
@@ -82,7 +132,6 @@ struct Op {
   uint64_t window = 0;
   uint64_t longest = 0;         // elements of the longest block on any rank
   int next_peer = 0;
-  int64_t started_ns = 0;
   Execution execution;
 
   // Written last by the driver (release); anybody may read them after seeing `finished` (acquire).

@@ -86,8 +86,8 @@ void write_descriptor(Descriptor& d, const Op& op, int world_size) {
   d.refused = op.refusal.empty() ? 0 : 1;
   d.root = call.root;
   d.count = call.count;
-  d.n_dims = static_cast<uint8_t>(std::min<size_t>(call.shape.size(), Descriptor::kMaxDims));
-  std::copy_n(call.shape.begin(), d.n_dims, d.shape);
+  d.n_dims = static_cast<uint8_t>(call.shape.n_dims);
+  std::copy_n(call.shape.extents, call.shape.n_dims, d.shape);
   if (d.refused != 0) {
     put(d.text, sizeof(d.text), op.refusal);
     return;
@@ -114,7 +114,7 @@ uint64_t fingerprint(const Op& op, bool with_shape) {
   hash = mix(hash, call.uneven ? ~uint64_t{0} : call.count);
   hash = mix(hash, op.choice.segment_bytes);
   if (with_shape)
-    for (const int64_t extent : call.shape) hash = mix(hash, static_cast<uint64_t>(extent) + 1);
+    for (size_t i = 0; i < call.shape.n_dims; ++i) hash = mix(hash, static_cast<uint64_t>(call.shape.extents[i]) + 1);
   return hash | 1;
 }
 

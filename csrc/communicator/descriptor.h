@@ -14,7 +14,7 @@
 namespace hxcomm {
 
 struct Descriptor {
-  static constexpr int kMaxDims = 8;
+  static constexpr int kMaxDims = Shape::kMaxDims;
   static constexpr size_t kTextBytes = 256;
   uint64_t sequence;
   uint8_t op, dtype, reduce_op, device, uneven, refused;

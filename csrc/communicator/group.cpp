@@ -48,6 +48,7 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   config_.labels.resize(n);
   next_sequence_.store(config_.first_sequence);
 
+  endpoint_->dig();
   control_offset_ = endpoint_->segment().allocate(control_bytes(config_.world_size));
   const auto me = static_cast<size_t>(config_.rank);
   segments_[me] = endpoint_->segment().base();
@@ -72,9 +73,17 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
 Group::~Group() {
   leave();
   progress_->remove(this);
-  endpoint_->segment().release(control_offset_, control_bytes(config_.world_size));
+  if (forked.load()) return;
+  // A peer may be in the middle of the last operation and read our scratch: it is done with us when it has left too.
+  std::vector<Endpoint::Range> ranges{{control_offset_, control_bytes(config_.world_size)}};
   for (const Slot& slot : slots_)
-    if (slot.nbytes > 0) endpoint_->segment().release(slot.offset, slot.nbytes);
+    if (slot.nbytes > 0) ranges.push_back({slot.offset, slot.nbytes});
+  endpoint_->bury(std::move(ranges), [peers = peers_, lines = lines_, nonce = config_.nonce] {
+    for (size_t r = 0; r < peers.size(); ++r)
+      if (peers[r] && !peers[r]->dead.load() && lines[r]->membership.load(std::memory_order_acquire) == nonce)
+        return false;
+    return true;
+  });
 }
 
 void Group::attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset) {
@@ -91,9 +100,9 @@ void Group::attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset
   peers_[r] = std::move(peer);
 }
 
-void Group::start(Planner planner, TransferHook* hook) {
+void Group::start(Planner planner, std::shared_ptr<TransferHook> hook) {
   planner_ = std::move(planner);
-  hook_ = hook;
+  hook_ = std::move(hook);
   progress_->add(shared_from_this());
   death_token_ = endpoint_->subscribe([weak = weak_from_this()](const Peer& peer) {
     if (const auto group = weak.lock()) group->on_death(peer);
@@ -139,11 +148,11 @@ void Group::leave() {
   // unsubscribe() waits for a running listener; that listener may hold the last reference, hence the weak pointer.
   endpoint_->unsubscribe(death_token_);
   if (!forked.load()) {
-    // Pending operations of this rank end here; the peers learn from the membership word, when they miss us.
+    // Pending operations of this rank end here; the peers learn from the membership word, when they miss us. The reason
+    // stays as it is: peers quote it for an abort that began here.
     uint64_t none = 0;
-    std::memcpy(own().reason, "this rank left the group", 25);
     own().abort.word.compare_exchange_strong(
-        none, abort_word(AbortCause::called, static_cast<uint32_t>(config_.rank), 0));
+        none, abort_word(AbortCause::left, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(config_.rank)));
     std::lock_guard lock(driver_);
     Finished finished;
     advance(&finished, false);
@@ -155,25 +164,40 @@ void Group::leave() {
 
 bool Group::alive() const { return !left_.load() && own().abort.word.load(std::memory_order_acquire) == 0; }
 
+std::string Group::reason_of(uint64_t word) const {
+  const auto origin = static_cast<size_t>(abort_origin(word));
+  const auto subject = static_cast<size_t>(abort_subject(word));
+  if (abort_cause(word) == AbortCause::left) return "this rank has destroyed the group";
+  // The rank that noticed wrote down why, unless it has left since and its page is used for something else.
+  if (origin < controls_.size() && control(static_cast<int>(origin)).line.membership.load() == config_.nonce) {
+    char copy[Control::kReasonBytes];
+    std::memcpy(copy, control(static_cast<int>(origin)).reason, sizeof(copy));
+    if (const size_t length = strnlen(copy, sizeof(copy)); length > 0) return {copy, length};
+  }
+  if (subject >= controls_.size()) return "the group was ended by a rank that is gone";
+  switch (abort_cause(word)) {
+    case AbortCause::peer_died:
+      return config_.labels[subject] + " " + (peers_[subject] && peers_[subject]->dead ? peers_[subject]->death : "died");
+    case AbortCause::peer_left:
+      return config_.labels[subject] + " has left the group";
+    case AbortCause::timeout:
+      return "an operation of " + config_.labels[subject] + " timed out";
+    default:
+      return config_.labels[subject] + " ended the group";
+  }
+}
+
 std::unique_ptr<Error> Group::failure(const Op* op) const {
   const uint64_t word = own().abort.word.load(std::memory_order_acquire);
-  const int origin = static_cast<int>(abort_origin(word));
-  std::string reason = "unknown cause";
-  if (origin < config_.world_size) {
-    char copy[Control::kReasonBytes];
-    std::memcpy(copy, control(origin).reason, sizeof(copy));
-    reason.assign(copy, strnlen(copy, sizeof(copy)));
-  }
-  const AbortCause cause = abort_cause(word);
-  std::string text = reason;
+  std::string text = reason_of(word);
   if (op != nullptr)
-    text = std::string(op_name(op->call.op)) + " #" + std::to_string(op->first_sequence) + " on " +
-           config_.labels[static_cast<size_t>(config_.rank)] + " ended: " + reason;
+    text = std::string(op_name(op->call.op)) + (op->first_sequence > 0 ? " #" + std::to_string(op->first_sequence) : "") +
+           " on " + config_.labels[static_cast<size_t>(config_.rank)] + " ended: " + text;
   text += ". Group '" + config_.name + "' is closed: ";
-  text += cause == AbortCause::timeout
+  text += abort_cause(word) == AbortCause::timeout
               ? "find out what the ranks it waited for were doing, or create the group with a longer timeout."
               : "destroy it and, with the ranks that remain, create a new one.";
-  return std::make_unique<Error>(kind_of(cause), text);
+  return std::make_unique<Error>(kind_of(abort_cause(word)), text);
 }
 
 size_t Group::KeyHash::operator()(const ChoiceKey& key) const {
@@ -196,9 +220,22 @@ Choice Group::choose(const Call& call) {
     throw Error(ErrorKind::usage, std::string("the selector gave ") + op_name(call.op) +
                                       " a plan that is not for this rank, world size and private memory");
   std::lock_guard lock(planner_mutex_);
+  choice.statistic = statistic_of(call, choice);
   // A program of ever new sizes must not grow this forever; planning anew is cheap, compiled plans are kept elsewhere.
   if (choices_.size() >= 4096) choices_.clear();
   return choices_.emplace(key, std::move(choice)).first->second;
+}
+
+std::shared_ptr<Statistic> Group::statistic_of(const Call& call, const Choice& choice) {
+  const uint64_t item = item_size(call.dtype);
+  for (const auto& known : statistics_)
+    if (known->plan->hash == choice.plan->hash && known->item_bytes == item) return known;
+  auto fresh = std::make_shared<Statistic>();
+  fresh->op = call.op;
+  fresh->root = call.root;
+  fresh->item_bytes = item;
+  fresh->plan = choice.plan;
+  return statistics_.emplace_back(std::move(fresh));
 }
 
 std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
@@ -248,9 +285,9 @@ void Group::refuse(Call call, const std::string& reason) noexcept {
   }
 }
 
-std::vector<Statistic> Group::statistics() const {
-  std::lock_guard lock(statistics_mutex_);
-  return statistics_;
+std::vector<std::shared_ptr<const Statistic>> Group::statistics() const {
+  std::lock_guard lock(planner_mutex_);
+  return {statistics_.begin(), statistics_.end()};
 }
 
 }  // namespace hxcomm

@@ -32,19 +32,6 @@ struct GroupConfig {
   bool compare_shapes = false;
 };
 
-// What the group has done so far with one algorithm of one op.
-struct Statistic {
-  OpCode op;
-  std::string algorithm;
-  uint64_t plan_hash;
-  int32_t root;
-  uint64_t calls = 0;
-  uint64_t nbytes = 0;    // of one block per call
-  uint64_t elements = 0;  // of one block
-  uint64_t item_bytes = 0;
-  int64_t time_ns = 0;    // from becoming the head of the queue to its end
-};
-
 class Group : public std::enable_shared_from_this<Group> {
  public:
   // Allocates this rank's control page. Throws Error{init}.
@@ -55,7 +42,7 @@ class Group : public std::enable_shared_from_this<Group> {
   // Every peer must be attached before the first operation. Throws Error{init} when the offset is out of range.
   void attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset);
   void set_label(int rank, std::string label) { config_.labels[static_cast<size_t>(rank)] = std::move(label); }
-  void start(Planner planner, TransferHook* hook);
+  void start(Planner planner, std::shared_ptr<TransferHook> hook);
 
   // Posts a call. Throws Error{usage} where the call cannot be planned, or the error that ended the group.
   std::shared_ptr<Op> post(Call call, std::function<void(const Error*)> on_finish = {});
@@ -78,7 +65,7 @@ class Group : public std::enable_shared_from_this<Group> {
   int world_size() const { return config_.world_size; }
   const std::string& name() const { return config_.name; }
   uint64_t next_sequence() const { return next_sequence_.load(std::memory_order_relaxed); }
-  std::vector<Statistic> statistics() const;
+  std::vector<std::shared_ptr<const Statistic>> statistics() const;
 
   bool has_posted() const { return posted_.load(std::memory_order_relaxed) > 0; }
   bool try_advance(bool look_at_clock);
@@ -89,6 +76,7 @@ class Group : public std::enable_shared_from_this<Group> {
   using Finished = std::vector<std::shared_ptr<Op>>;
 
   Choice choose(const Call& call);
+  std::shared_ptr<Statistic> statistic_of(const Call& call, const Choice& choice);  // needs planner_mutex_
   std::shared_ptr<Op> enqueue(std::shared_ptr<Op> op);
   bool advance(Finished* finished, bool look_at_clock);  // needs driver_
   Step step(Op& op);
@@ -102,6 +90,7 @@ class Group : public std::enable_shared_from_this<Group> {
   bool spin();
   void complete(Finished& finished);
   std::unique_ptr<Error> failure(const Op* op) const;
+  std::string reason_of(uint64_t word) const;
   std::string waiting_for(const Op& op) const;
   void publish(uint64_t value);
   void ring_sleepers();
@@ -119,7 +108,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::vector<Line*> lines_;
   std::vector<std::byte*> segments_;          // base of each rank's segment
   std::vector<size_t> segment_bytes_;
-  TransferHook* hook_ = nullptr;
+  std::shared_ptr<TransferHook> hook_;
   uint64_t death_token_ = 0;
   int spin_pauses_ = 0;
   int spin_yields_ = 0;
@@ -135,10 +124,12 @@ class Group : public std::enable_shared_from_this<Group> {
     size_t nbytes = 0;
   } slots_[2];
   uint64_t flush_before_ = 0;  // peers must have arrived at this sequence before the next op may begin
+  int64_t last_end_ns_ = 0;    // when the operation before ended
   std::atomic<uint64_t> next_sequence_;
 
-  std::mutex planner_mutex_;
+  mutable std::mutex planner_mutex_;
   Planner planner_;
+  std::vector<std::shared_ptr<Statistic>> statistics_;
   struct KeyHash {
     size_t operator()(const ChoiceKey& key) const;
   };
@@ -146,8 +137,6 @@ class Group : public std::enable_shared_from_this<Group> {
 
   std::mutex abort_mutex_;
   std::atomic<bool> left_{false};
-  mutable std::mutex statistics_mutex_;
-  std::vector<Statistic> statistics_;
 };
 
 }  // namespace hxcomm

@@ -65,7 +65,6 @@ Group::Step Group::begin(Op& op) {
   op.next_peer = 0;
   const bool first = op.first_sequence == 0;
   if (first && op.refusal.empty()) {
-    op.started_ns = now_ns();
     op.window = window_for(op);
     op.longest = op.call.count;
   }
@@ -95,7 +94,7 @@ Group::Step Group::begin(Op& op) {
   binding.scratch_stride = stride;
   binding.sequence = sequence;
   binding.lines = lines_.data();
-  op.execution.start(binding, hook_);
+  op.execution.start(binding, hook_.get());
   op.execution.run([] {});  // stages; plans cannot publish or wait before ENTER
   if (first) {
     write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
@@ -164,26 +163,18 @@ Group::Step Group::step(Op& op) {
 }
 
 void Group::end(Op& op, std::unique_ptr<Error> error) {
+  const int64_t now = now_ns();
   if (!error && op.refusal.empty()) {
-    const Plan& plan = *op.choice.plan;
-    std::lock_guard lock(statistics_mutex_);
-    const uint64_t item = item_size(op.call.dtype);
-    auto it = std::find_if(statistics_.begin(), statistics_.end(), [&](const Statistic& s) {
-      return s.plan_hash == plan.hash && s.item_bytes == item;
-    });
-    if (it == statistics_.end()) {
-      statistics_.push_back({op.call.op, plan.algorithm, plan.hash, op.call.root});
-      it = std::prev(statistics_.end());
-      it->item_bytes = item;
-    }
-    it->calls += 1;
+    Statistic& statistic = *op.choice.statistic;
     uint64_t elements = op.call.count;
     if (op.call.uneven)
       for (const Block& block : op.call.input) elements += block.count;
-    it->elements += elements;
-    it->nbytes += elements * item;
-    it->time_ns += now_ns() - op.started_ns;
+    statistic.calls.fetch_add(1, std::memory_order_relaxed);
+    statistic.elements.fetch_add(elements, std::memory_order_relaxed);
+    // It became the head when it was posted or when the one before it ended: no clock is read at the start.
+    statistic.time_ns.fetch_add(now - std::max(op.posted_ns, last_end_ns_), std::memory_order_relaxed);
   }
+  last_end_ns_ = now;
   op.error = std::move(error);
   op.finished.store(true, std::memory_order_release);
 }

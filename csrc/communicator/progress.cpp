@@ -37,16 +37,19 @@ void Progress::remove(const Group* group) {
   });
 }
 
+std::vector<std::shared_ptr<Group>> Progress::groups() {
+  std::vector<std::shared_ptr<Group>> alive;
+  std::lock_guard lock(groups_mutex_);
+  for (const auto& weak : groups_)
+    if (auto group = weak.lock()) alive.push_back(std::move(group));
+  return alive;
+}
+
 bool Progress::advance_all() {
   if (pending_.load(std::memory_order_relaxed) == 0) return false;
-  std::vector<std::shared_ptr<Group>> busy;
-  {
-    std::lock_guard lock(groups_mutex_);
-    for (const auto& weak : groups_)
-      if (auto group = weak.lock(); group && group->has_posted()) busy.push_back(std::move(group));
-  }
   bool moved = false;
-  for (const auto& group : busy) moved = group->try_advance(/*look_at_clock=*/true) || moved;
+  for (const auto& group : groups())
+    if (group->has_posted()) moved = group->try_advance(/*look_at_clock=*/true) || moved;
   return moved;
 }
 

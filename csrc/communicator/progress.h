@@ -25,6 +25,7 @@ class Progress {
 
   void add(const std::shared_ptr<Group>& group);
   void remove(const Group* group);
+  std::vector<std::shared_ptr<Group>> groups();  // that are not destroyed
 
   // Advances every group that has posted operations and no driver. True if anything moved.
   bool advance_all();

@@ -35,7 +35,15 @@ struct alignas(64) AbortLine {
   std::atomic<uint64_t> word;
 };
 
-enum class AbortCause : uint8_t { none = 0, peer_died = 1, peer_left = 2, timeout = 3, called = 4, interrupted = 5 };
+enum class AbortCause : uint8_t {
+  none = 0,
+  peer_died = 1,
+  peer_left = 2,    // a peer that was needed had left the group
+  timeout = 3,
+  called = 4,       // abort()
+  interrupted = 5,  // Ctrl-C while blocked
+  left = 6,         // in a rank's own word only: it has left the group itself
+};
 
 constexpr uint64_t abort_word(AbortCause cause, uint32_t origin, uint32_t subject) {
   return (uint64_t{static_cast<uint8_t>(cause)} << 56) | (uint64_t{origin & 0xFFFFFFu} << 32) | subject;

@@ -70,18 +70,55 @@ struct Float64x4 {
 __m128i load_128(const std::byte* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 void store_128(std::byte* p, __m128i r) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), r); }
 
-struct BFloat16x8 : Float32x8 {
-  static __m256 load_fresh(const std::byte* p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16));
+// 16 elements as two registers: elements 0-3 and 8-11, and 4-7 and 12-15, which is how the 256-bit unpack and pack
+// instructions split and join them. 1.5x as fast as single registers of eight widened by VPMOVZXWD (27 to 38 GB/s).
+struct BFloat16x16 {
+  struct Register {
+    __m256 a, b;
+  };
+  static constexpr size_t kLanes = 16;
+  static constexpr size_t kRegisters = 2;
+
+  static Register load_fresh(const std::byte* p) {
+    const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i zero = _mm256_setzero_si256();
+    return {_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, packed)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, packed))};
   }
-  // To nearest even: adds half of the last place, less one where the result would be odd only for that.
-  static void store_final(std::byte* p, __m256 r) {
+  static Register load_partial(const std::byte* p) {
+    const __m256 low = Float32x8::load_partial(p), high = Float32x8::load_partial(p + 32);
+    return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+  }
+  static void store_partial(std::byte* p, Register r) {
+    Float32x8::store_partial(p, _mm256_permute2f128_ps(r.a, r.b, 0x20));
+    Float32x8::store_partial(p + 32, _mm256_permute2f128_ps(r.a, r.b, 0x31));
+  }
+  static void store_final(std::byte* p, Register r) {
+    const __m256i packed = _mm256_packus_epi32(rounded(r.a), rounded(r.b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+  }
+  // The upper halves, to nearest even: half of the last place is added, less one bit where the place is even.
+  static __m256i rounded(__m256 r) {
     const __m256i bits = _mm256_castps_si256(r);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i upper = _mm256_srli_epi32(rounded, 16);
-    store_128(p, _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1)));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_srli_epi32(sum, 16);
   }
+
+  static Register add(Register x, Register y) { return {Float32x8::add(x.a, y.a), Float32x8::add(x.b, y.b)}; }
+  static Register multiply(Register x, Register y) {
+    return {Float32x8::multiply(x.a, y.a), Float32x8::multiply(x.b, y.b)};
+  }
+  static Register minimum(Register x, Register y) {
+    return {Float32x8::minimum(x.a, y.a), Float32x8::minimum(x.b, y.b)};
+  }
+  static Register maximum(Register x, Register y) {
+    return {Float32x8::maximum(x.a, y.a), Float32x8::maximum(x.b, y.b)};
+  }
+  static Register divide(Register r, int divisor) {
+    return {Float32x8::divide(r.a, divisor), Float32x8::divide(r.b, divisor)};
+  }
+  static Register settle(Register r) { return {Float32x8::settle(r.a), Float32x8::settle(r.b)}; }
 };
 
 struct Float16x8 : Float32x8 {
@@ -100,7 +137,7 @@ struct IntegerRegister {
   static __m256i load_fresh(const std::byte* p) { return load_partial(p); }
   static void store_final(std::byte* p, __m256i r) { store_partial(p, r); }
   static __m256i settle(__m256i r) { return r; }
-  static __m256i divide(__m256i r, int) { return r; }  // AVX2 divides no integers: reduce_avx2 hands that on
+  static __m256i divide(__m256i r, int) { return r; }  // never called: reduce_avx2() hands these on
 };
 
 struct Int32x8 : IntegerRegister {
@@ -147,7 +184,7 @@ struct Lane<DType::float32> : Float32x8 {};
 template <>
 struct Lane<DType::float64> : Float64x4 {};
 template <>
-struct Lane<DType::bfloat16> : BFloat16x8 {};
+struct Lane<DType::bfloat16> : BFloat16x16 {};
 template <>
 struct Lane<DType::float16> : Float16x8 {};
 template <>
@@ -164,6 +201,8 @@ constexpr Folds kFolds = every_fold(std::make_integer_sequence<int, kDTypes>{});
 }  // namespace
 
 void reduce_avx2(const Reduction& r, size_t begin, size_t end) {
+  if (r.spec.op == ReduceOp::avg && r.spec.final && !kDTypeTable[static_cast<int>(r.spec.dtype)].floating)
+    return reduce_scalar(r, begin, end);  // AVX2 divides no integers, and the division costs more than all the rest
   kFolds.of[static_cast<int>(r.spec.dtype)][static_cast<int>(r.spec.op)](r, begin, end);
 }
 

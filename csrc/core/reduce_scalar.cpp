@@ -85,9 +85,9 @@ uint16_t to_float16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = bits >> 16 & 0x8000;
   const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return 0x7e00;                                     // NaN
-  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);      // 65520 and above are infinite
-  if (magnitude >= 0x38800000) {                                                 // 2^-14 and above are normal
+  if (magnitude > 0x7f800000) return 0x7e00;                                 // NaN
+  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and above are infinite
+  if (magnitude >= 0x38800000) {                                             // 2^-14 and above are normal
     const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
     return static_cast<uint16_t>(sign | (rounded - ((127 - 15) << 23)) >> 13);
   }

@@ -1,9 +1,10 @@
 // Element types and reduce operations: their codes, names and sizes.
 //
-// A new dtype is one enumerator and one row of kDTypeTable here (append: the codes travel in descriptors), and one Lane
-// in reduce_scalar.cpp and one in reduce_avx2.cpp; the compiler names each switch that lacks it, and reduce_test.cpp
-// sweeps the table. The table has room for what comes next: int8, int16, complex64, complex128. A new reduce operation
-// (band, bor, bxor, premul_sum) is one enumerator, one name and one line in reduce_kernels.h.
+// A new dtype (int8, int16, complex64, complex128 are to come) is one enumerator and one row of kDTypeTable here, and
+// its arithmetic: one Lane in reduce_scalar.cpp and one in reduce_avx2.cpp. Without them it does not compile, and
+// reduce_test.cpp sweeps the table. A new reduce operation (band, bor, bxor, premul_sum) is one enumerator and one name
+// here, one line of combine() in reduce_kernels.h and its function in the Lanes. Append both: the codes travel in
+// descriptors.
 #pragma once
 
 #include <cstddef>
@@ -18,12 +19,14 @@ struct DTypeInfo {
   const char* name;          // as torch and numpy say it
   size_t item_size;          // bytes
   size_t accumulation_size;  // bytes of the type it is reduced in: float32 for the 16-bit floats, else itself
+  bool floating;
 };
 
 inline constexpr DTypeInfo kDTypeTable[] = {
-    {DType::float32, "float32", 4, 4}, {DType::float64, "float64", 8, 8}, {DType::bfloat16, "bfloat16", 2, 4},
-    {DType::float16, "float16", 2, 4}, {DType::int32, "int32", 4, 4},     {DType::int64, "int64", 8, 8},
-    {DType::uint8, "uint8", 1, 1},     {DType::boolean, "bool", 1, 1},
+    {DType::float32, "float32", 4, 4, true},   {DType::float64, "float64", 8, 8, true},
+    {DType::bfloat16, "bfloat16", 2, 4, true}, {DType::float16, "float16", 2, 4, true},
+    {DType::int32, "int32", 4, 4, false},      {DType::int64, "int64", 8, 8, false},
+    {DType::uint8, "uint8", 1, 1, false},      {DType::boolean, "bool", 1, 1, false},
 };
 inline constexpr int kDTypes = static_cast<int>(sizeof kDTypeTable / sizeof *kDTypeTable);
 
@@ -31,6 +34,7 @@ inline constexpr int kDTypes = static_cast<int>(sizeof kDTypeTable / sizeof *kDT
 constexpr const DTypeInfo& info(DType dtype) { return kDTypeTable[static_cast<size_t>(dtype)]; }
 constexpr size_t item_size(DType dtype) { return info(dtype).item_size; }
 constexpr size_t accumulation_size(DType dtype) { return info(dtype).accumulation_size; }
+constexpr bool is_floating(DType dtype) { return info(dtype).floating; }
 constexpr const char* dtype_name(DType dtype) { return info(dtype).name; }
 
 constexpr bool dtype_table_is_in_order() {

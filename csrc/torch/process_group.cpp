@@ -33,21 +33,35 @@ ProcessGroup::~ProcessGroup() {
   api_->release(group_);
 }
 
+void ProcessGroup::refuse_problem(Tensors& tensors, std::chrono::milliseconds timeout) {
+  if (tensors.problem().empty()) return;
+  const ApiCall call = tensors.call(timeout);
+  api_->refuse(group_, &call, tensors.problem().c_str());
+  throw_typed(6, tensors.problem());
+}
+
+void ProcessGroup::run(Tensors& tensors, std::chrono::milliseconds timeout) {
+  const ApiCall call = tensors.call(timeout);
+  if (const int kind = api_->run(group_, &call); kind != 0) throw_typed(kind, api_->message());
+  tensors.copy_back();
+}
+
 ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, Tensors call, std::chrono::milliseconds timeout, bool async_op) {
-  std::vector<Tensors> calls;
-  calls.push_back(std::move(call));
-  return issue(type, std::move(calls), timeout, async_op);
+  if (timeout == c10d::kUnsetTimeout) timeout = timeout_;
+  if (async_op) {
+    std::vector<Tensors> calls;
+    calls.push_back(std::move(call));
+    return issue(type, std::move(calls), timeout, async_op);
+  }
+  refuse_problem(call, timeout);
+  run(call, timeout);
+  return c10::make_intrusive<Work>(getRank(), type, call.outputs());
 }
 
 ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, std::vector<Tensors> calls, std::chrono::milliseconds timeout,
                                           bool async_op) {
   if (timeout == c10d::kUnsetTimeout) timeout = timeout_;
-  for (Tensors& tensors : calls)
-    if (!tensors.problem().empty()) {
-      const ApiCall call = tensors.call(timeout);
-      api_->refuse(group_, &call, tensors.problem().c_str());
-      throw_typed(6, tensors.problem());
-    }
+  for (Tensors& tensors : calls) refuse_problem(tensors, timeout);
   if (async_op) {
     auto work = c10::make_intrusive<Work>(getRank(), type, api_, group_, std::move(calls));
     work->post(timeout);
@@ -55,9 +69,7 @@ ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, std::vector<Tensors> call
   }
   std::vector<at::Tensor> results;
   for (Tensors& tensors : calls) {
-    const ApiCall call = tensors.call(timeout);
-    if (const int kind = api_->run(group_, &call); kind != 0) throw_typed(kind, api_->message());
-    tensors.copy_back();
+    run(tensors, timeout);
     for (const at::Tensor& tensor : tensors.outputs()) results.push_back(tensor);
   }
   return c10::make_intrusive<Work>(getRank(), type, std::move(results));

@@ -46,6 +46,8 @@ class ProcessGroup final : public c10d::Backend {
   WorkPtr barrier(const c10d::BarrierOptions& options) override;
 
  private:
+  void refuse_problem(Tensors& tensors, std::chrono::milliseconds timeout);
+  void run(Tensors& tensors, std::chrono::milliseconds timeout);
   // Runs the calls now (sync) or posts them. A call with a problem is refused: the peers are told, this rank raises.
   WorkPtr issue(c10d::OpType type, std::vector<Tensors> calls, std::chrono::milliseconds timeout, bool async_op);
   WorkPtr issue(c10d::OpType type, Tensors call, std::chrono::milliseconds timeout, bool async_op);

@@ -73,7 +73,7 @@ void Tensors::check(const at::Tensor& tensor) {
   if (has_dtype_ && type_ != tensor.scalar_type())
     return fail(std::string("tensors of dtypes ") + c10::toString(type_) + " and " +
                 c10::toString(tensor.scalar_type()) + " in one call");
-  if (!has_dtype_) shape_.assign(tensor.sizes().begin(), tensor.sizes().end());
+  if (!has_dtype_) shape_ = tensor.sizes();
   has_dtype_ = true;
   type_ = tensor.scalar_type();
   call_.dtype = code;

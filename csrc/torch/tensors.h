@@ -44,13 +44,13 @@ class Tensors {
   // Checked after all is added; what is wrong first, or "".
   const std::string& problem() const { return problem_; }
   void fail(const std::string& problem) {
-    if (problem_.empty()) problem_ = name_ + ": " + problem;
+    if (problem_.empty()) problem_ = std::string(name_) + ": " + problem;
   }
   void require_count(int64_t count);  // every block so far has this many elements
 
   ApiCall call(std::chrono::milliseconds timeout);
   void copy_back();
-  std::vector<at::Tensor> outputs() const { return results_; }
+  const std::vector<at::Tensor>& outputs() const { return results_; }
 
  private:
   at::Tensor contiguous(const at::Tensor& tensor, bool read, bool written);
@@ -58,13 +58,13 @@ class Tensors {
   void add_blocks(std::vector<ApiBlock>& to, const at::Tensor& tensor, int blocks);
   void add_rows(std::vector<ApiBlock>& to, const at::Tensor& tensor, const std::vector<int64_t>& rows);
 
-  std::string name_;
+  const char* name_;
   std::string problem_;
   ApiCall call_{};
   bool has_dtype_ = false;
   at::ScalarType type_ = at::ScalarType::Byte;
   std::vector<ApiBlock> input_, output_;
-  std::vector<int64_t> shape_;
+  c10::IntArrayRef shape_;  // of the first tensor, which kept_ holds
   std::vector<at::Tensor> kept_;
   std::vector<at::Tensor> results_;
   std::vector<std::pair<at::Tensor, at::Tensor>> copies_;  // user's, ours

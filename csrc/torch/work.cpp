@@ -18,10 +18,7 @@ struct Work::Context {
 };
 
 Work::Work(int rank, c10d::OpType type, std::vector<at::Tensor> results)
-    : c10d::Work(rank, type), results_(std::move(results)), ended_(true) {
-  future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
-  future_->markCompleted(c10::IValue(results_));
-}
+    : c10d::Work(rank, type), results_(std::move(results)), ended_(true) {}
 
 Work::Work(int rank, c10d::OpType type, const Api* api, void* group, std::vector<Tensors> calls)
     : c10d::Work(rank, type), api_(api), group_(api->retain(group)), calls_(std::move(calls)) {
@@ -75,6 +72,15 @@ void Work::call_ended(int kind, const char* message) {
   else
     future_->markCompleted(c10::IValue(results_));
   calls_.clear();  // whoever keeps the Work need not keep the inputs
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
+  std::lock_guard lock(error_mutex_);
+  if (!future_) {  // a sync call has ended before anybody asked; making a future for each would cost 0.3 us
+    future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+    future_->markCompleted(c10::IValue(results_));
+  }
+  return future_;
 }
 
 bool Work::isCompleted() { return ended_.load(std::memory_order_acquire); }

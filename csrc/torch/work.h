@@ -32,7 +32,7 @@ class Work final : public c10d::Work {
   void synchronize() override { wait(kNoTimeout); }
   void abort() override;
   std::vector<at::Tensor> result() override { return results_; }
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override { return future_; }
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
   uint64_t getSequencenumber() const override { return sequence_; }
 
  private:

@@ -162,6 +162,23 @@ void Endpoint::watch() {
   }
 }
 
+void Endpoint::bury(std::vector<Range> ranges, std::function<bool()> unused) {
+  {
+    std::lock_guard lock(graves_mutex_);
+    graves_.push_back({std::move(ranges), std::move(unused)});
+  }
+  dig();
+}
+
+void Endpoint::dig() {
+  std::lock_guard lock(graves_mutex_);
+  std::erase_if(graves_, [this](const Grave& grave) {
+    if (!grave.unused()) return false;
+    for (const Range& range : grave.ranges) segment_.release(range.offset, range.nbytes);
+    return true;
+  });
+}
+
 uint32_t Endpoint::announce_sleep() {
   SegmentHeader& header = segment_.header();
   header.sleepers.fetch_add(1, std::memory_order_relaxed);

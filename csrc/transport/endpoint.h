@@ -53,6 +53,14 @@ class Endpoint {
   uint64_t subscribe(DeathListener listener);
   void unsubscribe(uint64_t token);
 
+  // Memory of this segment that peers may still read: it is released once `unused` says so, looked at whenever a group
+  // is made or buried.
+  struct Range {
+    size_t offset, nbytes;
+  };
+  void bury(std::vector<Range> ranges, std::function<bool()> unused);
+  void dig();
+
   // The doorbell of this process. A thread that is about to sleep: announce, check its conditions, sleep, withdraw.
   uint32_t announce_sleep();
   bool sleep(uint32_t doorbell, int64_t timeout_ns);  // false: a signal came
@@ -74,6 +82,12 @@ class Endpoint {
   std::mutex listeners_mutex_;
   std::vector<std::pair<uint64_t, DeathListener>> listeners_;
   uint64_t next_token_ = 1;
+  struct Grave {
+    std::vector<Range> ranges;
+    std::function<bool()> unused;
+  };
+  std::mutex graves_mutex_;
+  std::vector<Grave> graves_;
   std::thread watcher_;
 };
 

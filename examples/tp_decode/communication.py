@@ -38,9 +38,9 @@ class Communication:
         """[n] of every rank -> [world_size, n], in rank order."""
         if self.alone:
             return x.unsqueeze(0)
-        gathered = x.new_empty(self.world_size * x.numel())
-        self.timed("all_gather", x.nbytes, lambda: dist.all_gather_into_tensor(gathered, x))
-        return gathered.view(self.world_size, -1)
+        gathered = x.new_empty(self.world_size, x.numel())
+        self.timed("all_gather", x.nbytes, lambda: dist.all_gather(list(gathered), x))
+        return gathered
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -103,18 +103,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     # The launcher's variables, read before there is a process group: errors up to then are the same on every rank.
     rank, launched = int(os.environ.get("RANK", "0")), "RANK" in os.environ
     try:
-        args = parse_arguments()
+        args = parse_arguments(arguments)
         prepared = prepare(args, int(os.environ.get("WORLD_SIZE", "1")), launched)
     except UsageError as error:
         return complain(rank, str(error))
     except ModuleNotFoundError as error:
         return complain(rank, f"the Python package {error.name} is missing: pip install 'hxcomm[examples]'")
     if launched:
-        dist.init_process_group(args.backend)
+        try:
+            dist.init_process_group(args.backend)
+        except (RuntimeError, ValueError, ImportError) as error:  # not built, no network ...: may differ by rank
+            return complain(0, f"rank {rank}: backend {args.backend} did not start: {error}")
     run(args, *prepared)
     if launched:
         dist.destroy_process_group()

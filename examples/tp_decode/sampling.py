@@ -11,10 +11,10 @@ from torch import Tensor
 class Sampler:
     """Greedy (temperature 0) or sampled choice; every rank gets the same token.
 
-    Each rank sends only its best candidates, as pairs (logit, token) in float64, which holds both exactly: 1 for greedy,
-    top_k (0: its whole part of the vocabulary) for sampling. No rank's candidate below its own top_k can be in the
-    global top_k. Then every rank draws from the same numbers with a generator of the same seed: that saves the broadcast
-    of rank 0's choice. In float64, ranks on CPUs that round exp() differently would disagree once in 1e12 tokens or so.
+    Each rank sends only its best candidates, as pairs (logit, token) in float64, which holds both exactly: 1 for
+    greedy, top_k (0: its whole part of the vocabulary) for sampling; what is below a rank's own top_k cannot be in the
+    global one. Then every rank draws from the same numbers with a generator of the same seed, which saves a broadcast
+    of rank 0's choice. (In float64: CPUs that round exp() differently would disagree once in 1e12 tokens or so.)
     """
 
     def __init__(

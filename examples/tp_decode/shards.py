@@ -1,8 +1,8 @@
 """Which rank owns which heads, MLP columns and vocabulary rows: pure arithmetic on the model's shape.
 
 Decoding one token reads every weight once, so a rank's time is the bytes of its shard. The split makes those equal:
-attention goes by whole heads, which rarely divide evenly, and MLP columns, then vocabulary rows, even it out. (Two ranks
-of SmolLM2-135M have 6 + 3 query heads; with an even MLP split the busier rank would read 8 % more than the mean.)
+attention goes by whole heads, which rarely divide evenly, and MLP columns, then vocabulary rows, even it out. (Two
+ranks of SmolLM2-135M have 6 + 3 query heads; with an even MLP split one would read 8 % more than the mean.)
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def split(config: Config, world_size: int) -> list[Shard]:
         )
     heads, kv_heads = split_heads(config, world_size)
     loads = [attention_parameters(config, len(q), len(kv)) for q, kv in zip(heads, kv_heads, strict=True)]
-    # 32 columns: a block of most quantised formats, and 128-byte rows of `down`. The rows even out what that leaves.
+    # 32 columns: a block of most quantised formats, and 128-byte rows of `down`. The rows even out what that leaves,
+    # up to a point: with few blocks per rank, columns go singly.
     unit = math.gcd(config.intermediate, 32)
+    unit = unit if config.intermediate // unit >= 8 * world_size else 1
     units = level(loads, config.intermediate // unit, mlp_parameters(config, unit))
     loads = [load + mlp_parameters(config, unit * count) for load, count in zip(loads, units, strict=True)]
-    # One row is everybody's: a rank without any would be a special case of the embedding and of the choice of a token.
-    rows = ranges([1 + count for count in level(loads, config.vocabulary - world_size, config.hidden)])
+    rows = ranges(level(loads, config.vocabulary, config.hidden))
     columns = ranges([unit * count for count in units])
     return [Shard(*owned) for owned in zip(heads, kv_heads, columns, rows, strict=True)]
 
@@ -103,8 +104,11 @@ def mlp_parameters(config: Config, columns: int) -> int:
 def level(loads: list[int], items: int, cost: int) -> list[int]:
     """How many of `items`, each of the same `cost`, every rank takes so that the largest total load is the smallest.
 
-    Like water: ranks that are already above the level take none. Bisects for the lowest level that holds all items.
+    Like water: ranks that are already above the level take one, as a rank without any would be a special case
+    everywhere. Bisects for the lowest level that holds all items.
     """
+    loads = [load + cost for load in loads]
+    items -= len(loads)
 
     def taken(height: int) -> list[int]:
         return [max(0, (height - load) // cost) for load in loads]
@@ -119,7 +123,7 @@ def level(loads: list[int], items: int, cost: int) -> list[int]:
         if excess and counts[rank] and (low - load) % cost == 0:  # took its last item exactly at this level
             counts[rank] -= 1
             excess -= 1
-    return counts
+    return [1 + count for count in counts]
 
 
 def even(items: int, parts: int) -> list[int]:

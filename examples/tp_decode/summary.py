@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from communication import Communication
@@ -13,6 +14,7 @@ WIDTH = 78
 
 
 def summary(backend: str, device: str, communication: Communication, timing: Timing, new_tokens: int) -> str:
+    """The whole screen. Where the backend is hxcomm it tells what the library counted, else what this program did."""
     world_size = communication.world_size
     ranks = "one process, no process group" if communication.alone else f"{world_size} ranks, backend {backend}"
     lines = [
@@ -23,47 +25,47 @@ def summary(backend: str, device: str, communication: Communication, timing: Tim
     ]
     if communication.alone:
         return "\n".join(lines)
-    records = statistics() if backend == "hxcomm" else None
-    if records is None:
+    records: Sequence[Mapping[str, Any]]
+    if backend == "hxcomm":
+        import hxcomm  # the only place that needs it by name: the program itself is plain torch.distributed
+
+        records = hxcomm.statistics()
+        hops = [sum(hop) for hop in zip(*(record["hop_bytes"] for record in records), strict=True)]
+        last = ring(hops or [0] * world_size)
+    else:
         records = [
             {"op": op, "algorithm": "?", "calls": tally.calls, "nbytes": tally.nbytes, "time_ns": tally.time_ns}
             for op, tally in communication.tallies.items()
         ]
-        note = f"({backend} does not tell its algorithms, nor what crossed which hop; hxcomm does.)"
-        return "\n".join([*lines, "", *table(records), "", note])
-    hops = [sum(hop) for hop in zip(*(record["hop_bytes"] for record in records), strict=True)]
-    return "\n".join([*lines, "", *table(records), "", *ring(hops or [0] * world_size)])
+        last = [f"({backend} does not tell its algorithms, nor what crossed which hop; hxcomm does.)"]
+    return "\n".join([*lines, "", *table(records), "", *last])
 
 
-def statistics() -> list[dict[str, Any]] | None:
-    """hxcomm's own account of every op so far; None where its build cannot give one."""
-    import hxcomm
-
-    return hxcomm.statistics() if hasattr(hxcomm, "statistics") else None
-
-
-def table(records: list[dict[str, Any]]) -> list[str]:
-    """One line per op and algorithm, prompt included; the eight that took longest."""
+def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per op and algorithm, over all groups, roots and dtypes; the eight that took longest."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for record in records:
+        total = sums.setdefault((record["op"], record["algorithm"]), [0, 0, 0])
+        total[:] = (a + record[key] for a, key in zip(total, ("calls", "nbytes", "time_ns"), strict=True))
     lines = [f"{'op, from the prompt on':<24}{'algorithm':<16}{'calls':>8}{'payload':>14}{'mean time':>14}"]
-    for record in sorted(records, key=lambda record: -record["time_ns"])[:8]:
-        mean_us = record["time_ns"] / max(1, record["calls"]) / 1e3
-        payload = binary(record["nbytes"])
-        lines.append(f"{record['op']:<24}{record['algorithm']:<16}{record['calls']:>8}{payload:>14}{mean_us:>11.1f} us")
+    for (op, algorithm), (calls, nbytes, time_ns) in sorted(sums.items(), key=lambda item: -item[1][2])[:8]:
+        mean_us = time_ns / max(1, calls) / 1e3
+        lines.append(f"{op:<24}{algorithm:<16}{calls:>8}{binary(nbytes):>14}{mean_us:>11.1f} us")
     return lines
 
 
-def ring(hops: list[int]) -> list[str]:
-    """The ring and the bytes that crossed each hop: hops[i] is rank i -> rank i + 1, the last one back to rank 0."""
+def ring(hops: Sequence[int]) -> list[str]:
+    """The ring and the bytes that crossed each hop, both ways: hops[i] lies between rank i and rank i + 1."""
     if len(hops) == 1:
         return ["ring  (0)  one rank: nothing crossed a hop"]
-    cells = [f"({rank}) ─{binary(nbytes)}→ " for rank, nbytes in enumerate(hops[:-1])] + [f"({len(hops) - 1})"]
+    cells = [f"({rank})──{binary(nbytes)}──" for rank, nbytes in enumerate(hops[:-1])] + [f"({len(hops) - 1})"]
     rows = ["".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
+    last = len(rows[-1]) - 2  # column of the last rank's number; rank 0's is column 1
+    lines = [f"{'      ' if index else 'ring  '}{row}" for index, row in enumerate(rows)]
+    if len(rows) > 1:
+        return [*lines, f"      and {binary(hops[-1])} between ({len(hops) - 1}) and (0)"]
     back = f" {binary(hops[-1])} "
-    width = max(len(row) for row in rows) - 3
-    return [f"{'ring  ' if not index else '':<6}{row}" for index, row in enumerate(rows)] + [
-        "       ↑" + " " * (width - 1) + "│",
-        "       └" + f"{back:─^{width - 1}}" + "┘",
-    ]
+    return [*lines, f"       │{'':{last - 2}}│", f"       └{back:─^{last - 2}}┘"]
 
 
 def binary(nbytes: int) -> str:

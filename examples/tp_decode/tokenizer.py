@@ -162,8 +162,8 @@ def special_token(value: Any) -> str:
 class TextStream:
     """Tokens in, text out, never half a character.
 
-    A token may end inside a character of several bytes, and the text of a token may depend on the one before it. So text
-    is the difference between decoding with and without the new tokens, held back while it ends in an incomplete character.
+    A token may end inside a character of several bytes, and its text may depend on the token before it. So text is the
+    difference between decoding with and without the new tokens, held back while it ends in an incomplete character.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:

@@ -1,0 +1,6 @@
+from torch._C._distributed_c10d import Backend
+
+class ProcessGroup(Backend):
+    """torch.distributed's backend over a group of the communicator."""
+
+    def __init__(self, *, rank: int, size: int, api: object, group: object, timeout_s: float) -> None: ...
