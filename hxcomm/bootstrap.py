@@ -26,7 +26,7 @@ SEGMENT_BYTES = 16 << 30
 HANDSHAKE_TIMEOUT_MS = 10_000
 _WAIT_SLICE_S = 1.0  # between two looks at Ctrl-C and the deadline
 _MAX_HELLO_BYTES = 4096
-_SCHEMA = {"version": int, "host": str, "pid": int, "address": str, "nonce": bytes, "control": int, "settings": str}
+_SCHEMA = {"version": int, "host": str, "pid": int, "address": str, "nonce": bytes, "control": int, "settings": str, "host_id": str}
 
 Planner = Callable[[str, str, str, int, int], tuple["_core.Plan", int]]
 
@@ -51,6 +51,7 @@ class Hello:
     nonce: bytes
     control: int
     settings: str
+    host_id: str
 
     def pack(self) -> str:
         # Stores take text; hexadecimal survives every one of them.
@@ -88,18 +89,9 @@ def runtime() -> _core.Runtime:
             isa = environment.ISA.get()
             if isa != "auto":
                 _core.set_reduce_isa(isa)
-            if _runtime is not None:
-                _parents.append(_runtime)  # its threads do not exist here: never run its destructor
             _runtime, _runtime_pid = _core.Runtime(SEGMENT_BYTES), os.getpid()
+            _runtime.keep_forever()
         return _runtime
-
-
-_parents: list[_core.Runtime] = []
-
-
-def host_identity() -> str:
-    """What this host is called in messages; HXCOMM_HOST_ID overrides. Not what decides whether memory is shared."""
-    return environment.HOST_ID.get() or socket.gethostname()
 
 
 class _Rendezvous:
@@ -150,8 +142,11 @@ def _connect(group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int
             meet.fail(f"{label} speaks protocol version {hello.version}, this rank {mine.version}; install the same hxcomm")
         if hello.settings != mine.settings:
             meet.fail(f"settings differ, and with them the algorithms: here {mine.settings}; on {label} {hello.settings}")
-        if hello.host != mine.host:
-            meet.fail(f"{label} is on another host than this rank ({mine.host}); this version connects the ranks of one host")
+        if hello.host_id != mine.host_id:
+            meet.fail(
+                f"{label} has HXCOMM_HOST_ID={hello.host_id!r}, this rank {mine.host_id!r}: not the same host, and this "
+                "version connects the ranks of one host only"
+            )
         group.connect(
             rank=peer,
             address=hello.address,
@@ -185,8 +180,9 @@ def create_group(
         meet.publish("nonce", str(secrets.randbits(63) | 1))
     nonce = int(meet.fetch("nonce", 0))
     spin_us = environment.SPIN_US.get()
-    host = host_identity()
-    label = Hello(0, host, os.getpid(), "", b"", 0, "").label(rank, global_ranks[rank])
+    # A name for messages only: that two ranks share a host is proved by the handshake, or denied by HXCOMM_HOST_ID.
+    host, host_id = socket.gethostname(), environment.HOST_ID.get() or ""
+    label = Hello(0, host, os.getpid(), "", b"", 0, "", host_id).label(rank, global_ranks[rank])
     group = _core.Group(
         process,
         name=name,
@@ -198,7 +194,14 @@ def create_group(
         compare_shapes=environment.CHECK.get() == "shape",
     )
     mine = Hello(
-        _core.PROTOCOL_VERSION, host, os.getpid(), process.address, process.nonce, group.control_offset, settings
+        _core.PROTOCOL_VERSION,
+        host,
+        os.getpid(),
+        process.address,
+        process.nonce,
+        group.control_offset,
+        settings,
+        host_id,
     )
     meet.publish(str(rank), mine.pack())
     try:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 import hxcomm
 from hxcomm import build_check, environment
 
-ROOTED = ("broadcast", "reduce", "gather", "scatter")
 ROOTED_AT = 0  # the root that `show` draws; `prove` takes the last rank, too
 
 
@@ -98,7 +97,7 @@ def _show(options: argparse.Namespace) -> int:
     from hxcomm.schedule import compile_plan, draw
 
     _known(options.op, options.algorithm)
-    root = ROOTED_AT if options.op in ROOTED else None
+    root = ROOTED_AT if options.op in algorithms.ROOTED else None
     schedule = algorithms.build(options.op, options.algorithm, options.ranks, root=root)
     if options.plan is None:
         print(draw.text(schedule, private=options.staged))
@@ -111,15 +110,14 @@ def _show(options: argparse.Namespace) -> int:
 
 def _prove(options: argparse.Namespace) -> int:
     from hxcomm import algorithms
-    from hxcomm.schedule import ProofError, ScheduleError
-    from hxcomm.schedule.prove import prove
+    from hxcomm.schedule import OPS, ProofError, ScheduleError, prove
 
     failures = 0
     for op, name in _known(options.op, options.algorithm):
         orders = set()
         proved = 0
         for world_size in options.ranks:
-            roots = sorted({ROOTED_AT, world_size - 1}) if op in ROOTED else [None]
+            roots = sorted({ROOTED_AT, world_size - 1}) if op in algorithms.ROOTED else [None]
             for root in roots:
                 where = f"{world_size} ranks" + ("" if root is None else f", root {root}")
                 try:
@@ -129,8 +127,9 @@ def _prove(options: argparse.Namespace) -> int:
                     failures += 1
                 else:
                     proved += 1
-                    orders.add(proof.order)
-        print(f"{op} {name}: {proved} proved; reduces in {' or '.join(sorted(orders))}" if proved else f"{op} {name}")
+                    orders.add("rank order" if proof.order == "rank order" else "an order of its own")
+        how = f"; reduces in {' or '.join(sorted(orders, reverse=True))}" if OPS[op].reduces and proved else ""
+        print(f"{op} {name}: {proved} proved{how}")
     return 1 if failures else 0
 
 

@@ -259,6 +259,9 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("nonce", [](const Runtime& r) {
         return py::bytes(reinterpret_cast<const char*>(r.endpoint->nonce().data()), r.endpoint->nonce().size());
       })
+      .def("keep_forever",
+           [](const std::shared_ptr<Runtime>& r) { new std::shared_ptr<Runtime>(r); },
+           "Never ends its threads: for the process's own, which must outlive whatever Python tears down at exit.")
       .def("statistics",
            [](const Runtime& r) {
              py::list rows;

@@ -12,9 +12,9 @@
 namespace hxcomm {
 namespace {
 
-// Set in a forked child: the mappings are gone there (MADV_DONTFORK) and the threads were not copied.
-std::atomic<bool> forked{false};
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+// Counted in forked children: what the parent made is gone there, mappings (MADV_DONTFORK) and threads alike.
+std::atomic<int> forks{0};
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
 
 int usable_cores() {
   cpu_set_t set;
@@ -48,6 +48,7 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   config_.labels.resize(n);
   next_sequence_.store(config_.first_sequence);
 
+  forks_at_birth_ = forks.load();
   endpoint_->dig();
   control_offset_ = endpoint_->segment().allocate(control_bytes(config_.world_size));
   const auto me = static_cast<size_t>(config_.rank);
@@ -72,8 +73,8 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
 
 Group::~Group() {
   leave();
+  if (forked()) return;
   progress_->remove(this);
-  if (forked.load()) return;
   // A peer may be in the middle of the last operation and read our scratch: it is done with us when it has left too.
   std::vector<Endpoint::Range> ranges{{control_offset_, control_bytes(config_.world_size)}};
   for (const Slot& slot : slots_)
@@ -121,6 +122,7 @@ void Group::on_death(const Peer& peer) {
 }
 
 void Group::abort(AbortCause cause, int subject, const std::string& reason) {
+  if (forked()) return;
   {
     std::lock_guard lock(abort_mutex_);
     if (own().abort.word.load(std::memory_order_relaxed) != 0) return;
@@ -145,24 +147,24 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
 
 void Group::leave() {
   if (left_.exchange(true)) return;
-  // unsubscribe() waits for a running listener; that listener may hold the last reference, hence the weak pointer.
+  if (forked()) return;  // the mapping and the threads are the parent's; its locks may be held forever here
   endpoint_->unsubscribe(death_token_);
-  if (!forked.load()) {
-    // Pending operations of this rank end here; the peers learn from the membership word, when they miss us. The reason
-    // stays as it is: peers quote it for an abort that began here.
-    uint64_t none = 0;
-    own().abort.word.compare_exchange_strong(
-        none, abort_word(AbortCause::left, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(config_.rank)));
+  // Pending operations of this rank end here; the peers learn from the membership word, when they miss us. The reason
+  // stays as it is: peers quote it for an abort that began here.
+  uint64_t none = 0;
+  const auto me = static_cast<uint32_t>(config_.rank);
+  own().abort.word.compare_exchange_strong(none, abort_word(AbortCause::left, me, me));
+  Finished finished;
+  {
     std::lock_guard lock(driver_);
-    Finished finished;
     advance(&finished, false);
-    lines_[static_cast<size_t>(config_.rank)]->membership.store(0, std::memory_order_release);
+    own().line.membership.store(0, std::memory_order_release);
     ring_sleepers();
-    complete(finished);
   }
+  complete(finished);
 }
 
-bool Group::alive() const { return !left_.load() && own().abort.word.load(std::memory_order_acquire) == 0; }
+bool Group::alive() const { return !left_.load() && !forked() && own().abort.word.load(std::memory_order_acquire) == 0; }
 
 std::string Group::reason_of(uint64_t word) const {
   const auto origin = static_cast<size_t>(abort_origin(word));
@@ -238,11 +240,17 @@ std::shared_ptr<Statistic> Group::statistic_of(const Call& call, const Choice& c
   return statistics_.emplace_back(std::move(fresh));
 }
 
-std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
-  if (forked.load(std::memory_order_relaxed))
+bool Group::forked() const { return forks.load(std::memory_order_relaxed) != forks_at_birth_; }
+
+void Group::refuse_after_fork() const {
+  if (forked())
     throw Error(ErrorKind::usage, "group '" + config_.name +
                                       "' belongs to the parent of this forked process: shared memory and threads do "
-                                      "not survive a fork. Use the 'spawn' start method, or create a group here.");
+                                      "not survive a fork. Use the 'spawn' start method, or make a group of its own here.");
+}
+
+std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
+  refuse_after_fork();
   if (left_.load(std::memory_order_relaxed))
     throw Error(ErrorKind::usage, "group '" + config_.name + "' has been destroyed on this rank");
   if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(nullptr);
@@ -252,8 +260,8 @@ std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_
   try {
     op->choice = choose(op->call);
     const Plan& plan = *op->choice.plan;
-    if (op->call.input.size() < static_cast<size_t>(plan.input.blocks) ||
-        op->call.output.size() < static_cast<size_t>(plan.output.blocks))
+    if (op->call.input.size() < static_cast<size_t>(plan.own_input_blocks) ||
+        op->call.output.size() < static_cast<size_t>(plan.own_output_blocks))
       throw Error(ErrorKind::usage, std::string(op_name(op->call.op)) + " was called with fewer tensors than its plan has blocks");
   } catch (const Error& error) {
     refuse(op->call, error.message());
@@ -275,7 +283,7 @@ std::shared_ptr<Op> Group::enqueue(std::shared_ptr<Op> op) {
 
 void Group::refuse(Call call, const std::string& reason) noexcept {
   try {
-    if (!alive() || forked.load()) return;
+    if (!alive()) return;
     auto op = std::make_shared<Op>();
     op->call = std::move(call);
     op->refusal = reason;

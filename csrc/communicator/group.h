@@ -98,6 +98,8 @@ class Group : public std::enable_shared_from_this<Group> {
   Control& control(int rank) const { return *controls_[static_cast<size_t>(rank)]; }
   Control& own() const { return control(config_.rank); }
   void on_death(const Peer& peer);
+  bool forked() const;  // this process is a child of the one that made the group
+  void refuse_after_fork() const;
 
   std::shared_ptr<Endpoint> endpoint_;
   std::shared_ptr<Progress> progress_;
@@ -110,6 +112,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::vector<size_t> segment_bytes_;
   std::shared_ptr<TransferHook> hook_;
   uint64_t death_token_ = 0;
+  int forks_at_birth_ = 0;
   int spin_pauses_ = 0;
   int spin_yields_ = 0;
 

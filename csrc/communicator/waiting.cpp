@@ -98,6 +98,7 @@ bool Group::spin() {
 }
 
 void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
+  refuse_after_fork();
   Progress::Waiter waiter(*progress_);
   const int64_t deadline = timeout_ns >= 0 ? now_ns() + timeout_ns : INT64_MAX;
   int64_t next_look = 0;

@@ -1,5 +1,7 @@
 #include "core/plan.h"
 
+#include <algorithm>
+
 #include "core/errors.h"
 #include "core/line.h"
 
@@ -46,7 +48,14 @@ int32_t chunks_of(const Plan& plan, BufferKind buffer) {
   return layout.blocks * layout.pieces;
 }
 
-Operand read_operand(Reader& reader, const Plan& plan) {
+void note_own_block(Plan& plan, BufferKind buffer, int32_t chunk) {
+  if (buffer == BufferKind::scratch) return;
+  const bool input = buffer == BufferKind::input;
+  int32_t& blocks = input ? plan.own_input_blocks : plan.own_output_blocks;
+  blocks = std::max(blocks, chunk / (input ? plan.input : plan.output).pieces + 1);
+}
+
+Operand read_operand(Reader& reader, Plan& plan) {
   Operand operand{};
   operand.rank = reader.next_in(0, plan.world_size - 1, "a location's rank");
   operand.buffer = static_cast<BufferKind>(reader.next_in(0, 2, "a location's buffer"));
@@ -56,6 +65,7 @@ Operand read_operand(Reader& reader, const Plan& plan) {
     reader.fail("a private plan may touch only the scratch of other ranks");
   if (operand.mark == Mark::partial && (operand.buffer != BufferKind::scratch || !plan.partials))
     reader.fail("a partial result may only lie in scratch, and the header must say so");
+  if (operand.rank == plan.rank) note_own_block(plan, operand.buffer, operand.chunk);
   return operand;
 }
 
@@ -66,6 +76,7 @@ Instruction read_transfer(Reader& reader, Plan& plan) {
   in.final = reader.next_in(0, 1, "final") == 1;
   in.count_buffer = static_cast<BufferKind>(reader.next_in(0, 1, "a count's buffer"));
   in.count_chunk = reader.next_in(0, chunks_of(plan, in.count_buffer) - 1, "a count's chunk");
+  note_own_block(plan, in.count_buffer, in.count_chunk);
   in.n_sources = static_cast<uint16_t>(reader.next_in(1, in.reduce ? kMaxOperands : 1, "the number of sources"));
   in.n_destinations = static_cast<uint16_t>(reader.next_in(1, kMaxOperands, "the number of destinations"));
   in.first_operand = static_cast<uint32_t>(plan.operands.size());

@@ -123,8 +123,13 @@ void Endpoint::unsubscribe(uint64_t token) {
 void Endpoint::on_death(Peer& peer) {
   peer.death = describe_death(peer.pidfd, peer.pid);
   peer.dead.store(true, std::memory_order_release);
-  std::lock_guard lock(listeners_mutex_);
-  for (const auto& [token, listener] : listeners_) listener(peer);
+  std::vector<std::pair<uint64_t, DeathListener>> listeners;
+  {
+    std::lock_guard lock(listeners_mutex_);
+    listeners = listeners_;
+  }
+  // Without the lock: a listener may drop the last reference to a group, whose end unsubscribes.
+  for (const auto& [token, listener] : listeners) listener(peer);
 }
 
 void Endpoint::watch() {

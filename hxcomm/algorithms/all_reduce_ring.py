@@ -8,8 +8,8 @@ from hxcomm.schedule import Location, Rotation, Round, Schedule, copy, reduce
 
 
 def all_reduce_ring(world_size: int) -> Schedule:
-    """In round k rank r adds its part to the partial result of chunk r-k, which it reads from rank r-1; after n-1 rounds
-    chunk r+1 is complete at rank r. In n-1 more rounds each rank reads from rank r-1 what that has got last.
+    """In round k rank r adds its part to the partial result of chunk r-k, which it reads from rank r-1; after n-1
+    rounds chunk r+1 is complete at rank r. In n-1 more rounds each rank reads from rank r-1 what that has got last.
 
     2(n-1) rounds between neighbours only. Of S bytes each hop of the ring carries 2S(n-1)/n, the least possible. Chunk
     c is reduced in the order c, c+1, ... c-1, which is that of ranks for chunk 0 only.

@@ -8,8 +8,8 @@ from hxcomm.schedule import Location, Rotation, Round, Schedule, reduce
 
 
 def reduce_scatter_ring(world_size: int) -> Schedule:
-    """In round k rank r adds its part to the partial result of block r-k-1, which it reads from rank r-1; the block that
-    it completes in round n-1 is its own.
+    """In round k rank r adds its part to the partial result of block r-k-1, which it reads from rank r-1; the block
+    that it completes in round n-1 is its own.
 
     n-1 rounds between neighbours only. Of blocks of S bytes each hop carries S(n-1). The order of reduction of block r
     is r+1, r+2, ... r: that of ranks for the last rank only.

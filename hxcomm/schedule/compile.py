@@ -81,7 +81,7 @@ class _Waits:
         return self._new(transfer.rank, [(peer, needed[peer]) for peer in peers])
 
     def _new(self, who: int, waits: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those that an earlier wait for the same peer does not imply. Round 0 is implied by ENTER."""
+        """Those that an earlier wait for the same peer does not imply."""
         new = []
         for peer, number in waits:
             if peer != who and number > self.waited.get((who, peer), 0):
@@ -140,7 +140,7 @@ class _Compiler:
             _append_identity(words, transfer)
             # Every rank's plan needs to know, as the size of scratch chunks must agree.
             self.partials = self.partials or step.stored.mark == Mark.PARTIAL
-            new = self.waits.before(transfer)
+            new = self.waits.before(transfer) if number > 0 else []
             if transfer.rank == self.rank:
                 for peer, earlier in new:
                     out += (WAIT, peer, earlier)
@@ -148,7 +148,8 @@ class _Compiler:
             else:
                 self.awaited.update(earlier for _, earlier in new)
         self.hash.update(array("i", words).tobytes())
-        self.waits.after([step.transfer for step in found], number)
+        if number > 0:  # ENTER is a wait for everybody's round 0
+            self.waits.after([step.transfer for step in found], number)
         self.rounds.append(out)
 
     def _transfer(self, out: list[int], step: Step, number: int) -> None:

@@ -12,7 +12,7 @@ CACHE_LINE_BYTES = 64
 
 def piece_elements(window: int, pieces: int, quantum: int = QUANTUM) -> int:
     """Elements of each full piece of a window of `window` elements."""
-    return -(-(-(-window // pieces)) // quantum) * quantum
+    return -(-window // (pieces * quantum)) * quantum
 
 
 def piece_extent(

@@ -141,7 +141,7 @@ class _Decoder:
         last_round = self.header.rounds - 1
         while True:
             code = self.next(END, PUBLISH, "an instruction")
-            if code in (END, WAIT, PUBLISH) and not entered or code == ENTER and entered:
+            if code != TRANSFER and entered == (code == ENTER):
                 raise ScheduleError(
                     f"word {self.at - 1} of the plan: ENTER must come once, before WAIT, PUBLISH and END"
                 )
