@@ -68,7 +68,7 @@ def extension_modules() -> list[Extension]:
         sources("core", "transport", "communicator", "bindings"),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=CORE_FLAGS + system_include(pybind11_alone(), python_include),
-        extra_link_args=["-pthread", "-Wl,--no-undefined-version"],
+        extra_link_args=["-pthread"],
         libraries=["dl"],
         depends=["setup.py", *headers],
     )

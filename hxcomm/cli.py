@@ -148,7 +148,7 @@ def _info(options: argparse.Namespace) -> int:
     _print_rows(rows)
     print("\nalgorithms")
     _print_rows(_algorithms())
-    print("\nvariables (value, type, meaning)")
+    print("\nvariables")
     wrong = _print_variables()
     if problem:
         print(f"\n{problem}", file=sys.stderr)
@@ -214,7 +214,7 @@ def _print_variables() -> bool:
             shown = text or f"{variable.default_text()} (default)"
         except ValueError as error:
             wrong, shown = True, f"WRONG: {error}"
-        print(f"  {variable.name} = {shown}\n      {variable.type}: {variable.meaning}")
+        print(f"  {variable.name} = {shown}  ({variable.type})\n      {variable.meaning}")
     environment.warn_about_unknown()
     return wrong
 

@@ -125,7 +125,7 @@ ALGO: Variable[dict[str, str]] = Variable(
 )
 DEBUG: Variable[frozenset[str]] = Variable(
     "HXCOMM_DEBUG",
-    "words, comma-separated: algo",
+    "words, comma-separated; known: algo",
     frozenset(),
     "algo: prints op, bytes, algorithm and why it was chosen, once for each new choice.",
     _set_of("algo"),
@@ -155,7 +155,7 @@ HOST_ID: Variable[str | None] = Variable(
     "HXCOMM_HOST_ID",
     "any text",
     None,
-    "What this rank's host is called in errors and diagnostics; unset: its network name.",
+    "Ranks with different values count as on different hosts; unset: ranks share a host when they can share memory.",
     str,
 )
 SEGMENT: Variable[int | None] = Variable(

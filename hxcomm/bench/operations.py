@@ -195,7 +195,7 @@ def _run_all_reduce(case: Case, buffers: Buffers, group: Group) -> Callable[[], 
 
 def _run_all_gather(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
     output, own = _tensor(buffers.output), _tensor(buffers.input)
-    return lambda: dist.all_gather_into_tensor(output, own, group=group)
+    return lambda: dist.all_gather_single(output, own, group=group)
 
 
 def _run_broadcast(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
@@ -205,7 +205,7 @@ def _run_broadcast(case: Case, buffers: Buffers, group: Group) -> Callable[[], o
 
 def _run_reduce_scatter(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
     output, whole, op = _tensor(buffers.output), _tensor(buffers.input), REDUCE_OPS[case.reduce_op]
-    return lambda: dist.reduce_scatter_tensor(output, whole, op=op, group=group)
+    return lambda: dist.reduce_scatter_single(output, whole, op=op, group=group)
 
 
 def _run_barrier(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:

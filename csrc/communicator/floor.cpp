@@ -1,0 +1,175 @@
+#include "communicator/floor.h"
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "core/clock.h"
+
+namespace hxcomm {
+namespace {
+
+constexpr int kBlocks = 8;
+// A rank that does not take part ends the probe after this long, and the group with it.
+constexpr int64_t kTimeoutNs = 60'000'000'000;
+
+uint64_t read_all(const std::vector<uint64_t>& words) {
+  uint64_t sum = 0;
+  for (const uint64_t word : words) sum += word;
+  return sum;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// Writes and reads the buffer as a program would; between the two, `between` is called.
+template <class Between>
+double loop_seconds(std::vector<uint64_t>& words, int iterations, bool touched, Between&& between) {
+  volatile uint64_t sink = 0;
+  const int64_t begin = now_ns();
+  for (int i = 0; i < iterations; ++i) {
+    if (touched) std::memset(words.data(), 0, words.size() * sizeof(uint64_t));
+    between();
+    if (touched) sink = sink + read_all(words);
+  }
+  return static_cast<double>(now_ns() - begin) * 1e-9 / iterations;
+}
+
+}  // namespace
+
+Floor::Floor(Group& group) : group_(group), driver_(group.driver_) {
+  if (group.has_posted())
+    throw Error(ErrorKind::usage, "the floor is measured on a group that has nothing pending; wait for what was posted");
+}
+
+void Floor::publish(uint64_t value) { group_.own().line.progress.store(value, std::memory_order_release); }
+
+// As Group::spin, but it never sleeps: nobody rings.
+void Floor::wait_for(int rank, uint64_t value) {
+  const std::atomic<uint64_t>& flag = group_.control(rank).line.progress;
+  const std::atomic<uint64_t>& abort_word = group_.own().abort.word;
+  int64_t deadline = 0;
+  for (int64_t i = 0; flag.load(std::memory_order_acquire) < value; ++i) {
+    if (abort_word.load(std::memory_order_relaxed) != 0) throw *group_.failure(nullptr);
+    if (i < group_.spin_pauses_) {
+      _mm_pause();
+      continue;
+    }
+    sched_yield();
+    if (i % 1024 != 0) continue;
+    if (deadline == 0) deadline = now_ns() + kTimeoutNs;
+    if (now_ns() > deadline)
+      group_.abort(AbortCause::timeout, group_.rank(),
+                   group_.config_.labels[static_cast<size_t>(rank)] + " does not take part in measuring the floor");
+  }
+}
+
+void Floor::run_once(const Prepared& p, DType dtype) {
+  const int n = group_.config_.world_size;
+  for (uint64_t low = 0; low < p.count; low += p.window) {
+    const uint64_t sequence = group_.next_sequence_.load(std::memory_order_relaxed);
+    group_.next_sequence_.store(sequence + 1, std::memory_order_relaxed);
+    Binding binding;
+    binding.plan = p.choice.plan.get();
+    binding.dtype = dtype;
+    binding.reduce_op = ReduceOp::sum;
+    binding.input = &p.block;
+    binding.output = &p.block;
+    binding.low = low;
+    binding.high = low + p.window;
+    binding.scratch = p.scratch[sequence & 1].data();
+    binding.scratch_stride = p.stride;
+    binding.sequence = sequence;
+    binding.lines = group_.lines_.data();
+    Execution execution;
+    execution.start(binding, nullptr);
+    execution.run([] {});  // stages
+    publish(progress_value(sequence, 1));
+    for (int r = 0; r < n; ++r) wait_for(r, progress_value(sequence, 1));
+    execution.entered();
+    while (execution.run([] {}) == Execution::Status::blocked)
+      wait_for(execution.blocked_on_peer(), execution.blocked_on_value());
+  }
+}
+
+double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int iterations, bool touched) {
+  const uint64_t count = nbytes / item_size(dtype);
+  if (count == 0 || iterations < 1)
+    throw Error(ErrorKind::usage, "the floor needs at least one element and one iteration, not " +
+                                      std::to_string(nbytes) + " bytes and " + std::to_string(iterations));
+  std::vector<uint64_t> words((nbytes + 63) / 64 * 8);
+  Prepared prepared;
+  prepared.count = count;
+  prepared.block = {reinterpret_cast<std::byte*>(words.data()), count};
+  Call call;
+  call.op = OpCode::all_reduce;
+  call.dtype = dtype;
+  call.count = count;
+  call.input.push_back(prepared.block);
+  call.output.push_back(prepared.block);
+  call.timeout_ns = kTimeoutNs;
+  // Two ordinary operations: they line the ranks up, check that all ask for the same, and leave scratch of this size at
+  // both parities of the sequence, at offsets that every rank has published.
+  for (int i = 0; i < 2; ++i) {
+    const auto op = group.post(call);
+    group.wait(op);
+    prepared.choice = op->choice;
+    prepared.window = op->window;
+  }
+  Floor floor(group);
+  prepared.stride = scratch_stride(*prepared.choice.plan, dtype, prepared.window);
+  for (int parity = 0; parity < 2; ++parity)
+    for (int r = 0; r < group.world_size(); ++r)
+      prepared.scratch[parity].push_back(group.segments_[static_cast<size_t>(r)] +
+                                         group.control(r).line.scratch_offset[parity].load(std::memory_order_relaxed));
+  const int each = (iterations + kBlocks - 1) / kBlocks;
+  std::vector<double> blocks;
+  for (int b = 0; b < kBlocks; ++b) {
+    const double touching = touched ? loop_seconds(words, each, true, [] {}) : 0.0;
+    floor.run_once(prepared, dtype);  // waits for the last rank
+    blocks.push_back(loop_seconds(words, each, touched, [&] { floor.run_once(prepared, dtype); }) - touching);
+  }
+  return std::max(0.0, median(std::move(blocks)));
+}
+
+double Floor::hand_over_seconds(Group& group, int iterations) {
+  Floor floor(group);
+  const uint64_t first = group.next_sequence();
+  const auto n = static_cast<uint64_t>(std::max(1, iterations));
+  const int rank = group.rank();
+  int64_t begin = now_ns();
+  for (uint64_t i = 0; i <= n; ++i) {
+    if (i == 1) begin = now_ns();  // the first lines the two up
+    const uint64_t value = progress_value(first + i, 1);
+    if (rank == 0) {
+      floor.publish(value);
+      if (group.world_size() > 1) floor.wait_for(1, value);
+    } else if (rank == 1) {
+      floor.wait_for(0, value);
+      floor.publish(value);
+    }
+  }
+  const int64_t end = now_ns();
+  floor.publish(progress_value(first + n, 1));
+  group.next_sequence_.store(first + n + 1, std::memory_order_relaxed);
+  return rank < 2 && group.world_size() > 1 ? static_cast<double>(end - begin) * 1e-9 / static_cast<double>(n) : 0.0;
+}
+
+double copy_seconds(size_t nbytes, int iterations) {
+  std::vector<std::byte> from(std::max<size_t>(nbytes, 1)), to(from.size());
+  std::memcpy(to.data(), from.data(), nbytes);
+  const int64_t begin = now_ns();
+  for (int i = 0; i < std::max(1, iterations); ++i) {
+    std::memcpy(to.data(), from.data(), nbytes);
+    asm volatile("" : : "r"(to.data()) : "memory");  // or the compiler keeps one of them
+  }
+  return static_cast<double>(now_ns() - begin) * 1e-9 / std::max(1, iterations);
+}
+
+}  // namespace hxcomm

@@ -1,0 +1,188 @@
+"""One run of the benchmark: groups, the sweep over ops and sizes, and what is done with the results.
+
+Control traffic (agreeing on iterations, adding up wrong elements, lining up blocks) goes over a gloo group of its own,
+so that the backends under test, gloo among them, are all used alike: each as a group made by new_group.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hxcomm.bench import arguments, plot, table
+from hxcomm.bench.arguments import Settings, UsageError
+from hxcomm.bench.operations import OPERATIONS, Buffers, Case, Group, case_of, count_wrong
+from hxcomm.bench.results import Report, Row, bandwidths
+from hxcomm.bench.timing import Times, measure, over_ranks
+
+NOTHING = "nothing"
+# A backend that hangs ends the run after this long instead of torch's half hour.
+TIMEOUT = datetime.timedelta(seconds=120)
+
+
+class Session:
+    """What the ranks of one run share. The control group, gloo, is torch's default group."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        asked = [settings.backend, settings.compare, NOTHING if settings.floor else None]
+        self.groups: dict[str, Group] = {}
+        for name in asked:
+            if name is not None and name not in self.groups:
+                self.groups[name] = _make_group(name)
+        self.probes: Any = None
+        if settings.floor:
+            from hxcomm.bench.probes import Probes
+
+            self.probes = Probes(self.rank, self.world_size)
+        self.report = Report(
+            world_size=self.world_size,
+            backend=settings.backend,
+            compare=settings.compare,
+            cores=len(os.sched_getaffinity(0)),
+            torch=torch.__version__,
+            command=shlex.join(sys.argv),
+        )
+
+    def run(self) -> Report:
+        """Measures everything; rank 0 prints each line as it comes. Collective."""
+        for op in self.settings.ops:
+            self._print(f"\n{op}" if self.report.rows else f"{table.heading(self.report, floor=self.settings.floor)}\n{op}")
+            done = set()
+            for size in (0,) if op == "barrier" else self.settings.sizes:
+                case = case_of(op, size, self.settings.dtype, self.settings.reduce_op, self.rank, self.world_size)
+                if case.nbytes not in done:  # small sizes may round to the same
+                    done.add(case.nbytes)
+                    self._measure(op, case)
+        if self.probes is not None:
+            self.report.hand_over_ns = self.probes.hand_over_ns()
+            self.report.zmq = self.probes.zmq()
+        return self.report
+
+    def _measure(self, op: str, case: Case) -> None:
+        buffers = OPERATIONS[op].make(case)
+        groups = {name: group for name, group in self.groups.items() if self._can_run(name, op, case, buffers)}
+        if not groups:
+            return
+        wrong = {name: count_wrong(op, case, buffers, group) for name, group in groups.items()}
+        touched = case.nbytes > 0 and self.settings.touched(case.nbytes)
+        probe = self.probes.floor(case, touched) if self.probes is not None and op == "all_reduce" else None
+        times = measure(
+            {name: OPERATIONS[op].run(case, buffers, group) for name, group in groups.items()},
+            buffers,
+            touched=touched,
+            iterations=self.settings.iterations,
+            also=[probe.sample] if probe is not None else [],
+        )
+        for name, group in groups.items():  # measuring must not have broken anything
+            n_wrong = int(over_ranks(wrong[name] + count_wrong(op, case, buffers, group)) * self.world_size + 0.5)
+            self.report.rows.append(self._row(name, op, case, times[name], touched, n_wrong))
+        if probe is not None:
+            self.report.floors.append(probe.result())
+        row = self.report.row(self.settings.backend, op, case.nbytes)
+        if row is not None:
+            self._print(table.line(self.report, row, floor=self.settings.floor))
+
+    def _can_run(self, name: str, op: str, case: Case, buffers: Buffers) -> bool:
+        """Tries the op once. A backend that refuses it on every rank is left out, and the report says so."""
+        OPERATIONS[op].fill(case, buffers)
+        problem = ""
+        try:
+            OPERATIONS[op].run(case, buffers, self.groups[name])()
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        failed = over_ranks(1.0 if problem else 0.0)
+        if failed == 0:
+            return True
+        what = f"{name} does not run {op} of {case.nbytes} bytes of {case.dtype}"
+        what += f" with {case.reduce_op}" if case.reduce_op else ""
+        if failed < 1:
+            raise RuntimeError(f"{what}: some ranks refused it and some did not; here: {problem or 'it worked'}")
+        self.report.skipped.append(f"{what}: {problem}")
+        self._print(self.report.skipped[-1])
+        return False
+
+    def _row(self, name: str, op: str, case: Case, times: Times, touched: bool, n_wrong: int) -> Row:
+        algbw, busbw = bandwidths(case.nbytes, times.mean_s, OPERATIONS[op].bus_factor(self.world_size))
+        return Row(
+            backend=name,
+            op=op,
+            nbytes=case.nbytes,
+            count=case.count,
+            dtype=case.dtype,
+            reduce_op=case.reduce_op,
+            touched=touched,
+            iterations=times.iterations,
+            time_us=times.mean_s * 1e6,
+            p50_us=times.p50_s * 1e6,
+            p99_us=times.p99_s * 1e6,
+            algbw_gbps=algbw,
+            busbw_gbps=busbw,
+            n_wrong=n_wrong,
+        )
+
+    def _print(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def _make_group(backend: str) -> Group:
+    """A group of all ranks. Raises UsageError where torch.distributed does not know the backend."""
+    from hxcomm.c10d import register_backend
+
+    register_backend()  # where hxcomm is used from its source tree, torch has not found it by itself
+    name = backend
+    if backend == NOTHING:
+        from hxcomm.bench.nothing import register
+
+        name = register()
+    if not dist.is_backend_available(name):
+        known = ", ".join(sorted({n for n in dist.Backend.backend_list if dist.is_backend_available(n)} | {NOTHING}))
+        raise UsageError(f"torch.distributed has no backend {backend!r} here; it has {known}")
+    return dist.new_group(backend=name, timeout=TIMEOUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark on this rank. Returns 0; 1 where a result was wrong; 2 where the command line was."""
+    settings, problem = None, ""
+    try:
+        settings = arguments.parse(argv)
+        if settings.plot is not None:
+            plot.require()
+    except UsageError as error:
+        problem = str(error)
+    try:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    except ValueError as error:  # RANK and the like are not set
+        problem = problem or f"start it with torchrun --nproc-per-node 2 -m hxcomm.bench ({str(error).splitlines()[0]})"
+        print(f"hxcomm.bench: {problem}", file=sys.stderr)
+        return 2
+    try:
+        if settings is None or problem:
+            raise UsageError(problem)
+        return _finish(Session(settings).run(), settings)
+    except UsageError as error:
+        if dist.get_rank() == 0:
+            print(f"hxcomm.bench: {error}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        dist.destroy_process_group()
+
+
+def _finish(report: Report, settings: Settings) -> int:
+    if dist.get_rank() == 0:
+        print(table.summary(report), flush=True)
+        if settings.json is not None:
+            report.save(settings.json)
+        if settings.plot is not None:
+            plot.draw(report, settings.plot)
+    dist.barrier()
+    return 1 if report.n_wrong() else 0
