@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "communicator/api.h"
+#include "communicator/floor.h"
 #include "communicator/group.h"
 #include "core/reduce.h"
 #include "transport/endpoint.h"
@@ -233,6 +234,21 @@ void bind_group(py::module_& m) {
       })
       .def("is_alive", [](PyGroup& self) { return self.group()->alive(); })
       .def("statistics", [](PyGroup& self) { return statistics_of(*self.group()); })
+      .def(
+          "floor_all_reduce",
+          [](PyGroup& self, uint64_t nbytes, const std::string& dtype, int iterations, bool touched) {
+            const DType code = code_of<DType>(dtype, kDTypes, dtype_name, "dtype");
+            const py::gil_scoped_release nogil;
+            return Floor::all_reduce_seconds(*self.group(), nbytes, code, iterations, touched);
+          },
+          py::kw_only(), py::arg("nbytes"), py::arg("dtype"), py::arg("iterations"), py::arg("touched"))
+      .def(
+          "floor_hand_over",
+          [](PyGroup& self, int iterations) {
+            const py::gil_scoped_release nogil;
+            return Floor::hand_over_seconds(*self.group(), iterations);
+          },
+          py::kw_only(), py::arg("iterations"))
       .def("capsule", [](PyGroup& self) {
         return py::capsule(new std::shared_ptr<Group>(self.group()), kGroupCapsule, [](PyObject* capsule) {
           delete static_cast<std::shared_ptr<Group>*>(PyCapsule_GetPointer(capsule, kGroupCapsule));
@@ -282,6 +298,13 @@ PYBIND11_MODULE(_core, m) {
            py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
            py::arg("timeout_s") = 600.0);
   bind_group(m);
+  m.def(
+      "copy_seconds",
+      [](size_t nbytes, int iterations) {
+        const py::gil_scoped_release nogil;
+        return copy_seconds(nbytes, iterations);
+      },
+      py::kw_only(), py::arg("nbytes"), py::arg("iterations"), "Seconds that memcpy takes for so many bytes.");
   m.def("api", [] { return py::capsule(api(), kApiCapsule); }, "The table of functions for hxcomm._C.");
   m.def(
       "set_reduce_isa",

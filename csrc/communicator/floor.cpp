@@ -45,7 +45,8 @@ double loop_seconds(std::vector<uint64_t>& words, int iterations, bool touched, 
 
 Floor::Floor(Group& group) : group_(group), driver_(group.driver_) {
   if (group.has_posted())
-    throw Error(ErrorKind::usage, "the floor is measured on a group that has nothing pending; wait for what was posted");
+    throw Error(ErrorKind::usage,
+                "the floor is measured on a group that has nothing pending; wait for what was posted");
 }
 
 void Floor::publish(uint64_t value) { group_.own().line.progress.store(value, std::memory_order_release); }
@@ -157,6 +158,8 @@ double Floor::hand_over_seconds(Group& group, int iterations) {
   }
   const int64_t end = now_ns();
   floor.publish(progress_value(first + n, 1));
+  // Nobody may go on to another operation while a peer is still in the one before this: it may read our scratch.
+  for (int r = 0; r < group.world_size(); ++r) floor.wait_for(r, progress_value(first, 1));
   group.next_sequence_.store(first + n + 1, std::memory_order_relaxed);
   return rank < 2 && group.world_size() > 1 ? static_cast<double>(end - begin) * 1e-9 / static_cast<double>(n) : 0.0;
 }

@@ -184,6 +184,8 @@ std::string Group::reason_of(uint64_t word) const {
       return config_.labels[subject] + " has left the group";
     case AbortCause::timeout:
       return "an operation of " + config_.labels[subject] + " timed out";
+    case AbortCause::interrupted:
+      return config_.labels[subject] + " was interrupted by a signal (Ctrl-C) while it waited";
     default:
       return config_.labels[subject] + " ended the group";
   }

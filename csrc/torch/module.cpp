@@ -2,11 +2,13 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "communicator/api.h"
+#include "torch/nothing.h"
 #include "torch/process_group.h"
 
 namespace {
 
 using hxcomm::Api;
+using hxcomm::torch_glue::NothingProcessGroup;
 using hxcomm::torch_glue::ProcessGroup;
 
 const Api* api_from(const py::capsule& capsule) {
@@ -27,4 +29,7 @@ PYBIND11_MODULE(_C, m) {
              return c10::make_intrusive<ProcessGroup>(rank, size, api_from(api), group.get_pointer<void>(), timeout);
            }),
            py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("api"), py::arg("group"), py::arg("timeout_s"));
+  py::class_<NothingProcessGroup, c10d::Backend, c10::intrusive_ptr<NothingProcessGroup>>(m, "NothingProcessGroup")
+      .def(py::init([](int rank, int size) { return c10::make_intrusive<NothingProcessGroup>(rank, size); }),
+           py::kw_only(), py::arg("rank"), py::arg("size"));
 }

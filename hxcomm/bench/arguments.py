@@ -127,7 +127,9 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         while sizes[-1] * options.factor <= options.max_bytes:
             sizes += (sizes[-1] * options.factor,)
     if sizes[0] < ITEM_BYTES[options.dtype]:
-        raise UsageError(f"a size of {sizes[0]} bytes is less than one {options.dtype} ({ITEM_BYTES[options.dtype]} bytes)")
+        raise UsageError(
+            f"a size of {sizes[0]} bytes is less than one {options.dtype} ({ITEM_BYTES[options.dtype]} bytes)"
+        )
     if options.compare == options.backend:
         raise UsageError(f"--compare {options.compare}: is what --backend measures already")
     for path in (options.json, options.plot):

@@ -5,7 +5,7 @@ reduce_scatter: the whole input), `count` the elements that one rank contributes
 passes (the others). Inputs are small whole numbers that every dtype adds, multiplies and averages exactly, so results
 are compared with `==`.
 
-Source of sizes and bandwidths: nccl-tests, doc/PERFORMANCE.md and src/{all_reduce,all_gather,broadcast,reduce_scatter}.cu.
+Source of sizes and bandwidths: nccl-tests, doc/PERFORMANCE.md and the files of src/ named after the ops.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Case:
 class Buffer:
     """Memory for `count` elements, and the same memory as words for touching it, whatever the dtype.
 
-    numpy over 64-bit words has the least overhead: 0.3 us to write 64 bytes and 1.2 us to read them, where torch's fill_
-    and sum take 1.3 and 3.9.
+    numpy over 64-bit words has the least overhead: 0.3 us to write 64 bytes and 1.2 us to read them, where torch's
+    fill_ and sum take 1.3 and 3.9.
     """
 
     def __init__(self, count: int, dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ def require() -> None:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes `path` (PNG, SVG or PDF by its ending): medians of the first op that has sizes, and the floors, log-log."""
+    """Writes `path` (PNG, SVG or PDF by its ending): medians of all_reduce (or the first op) and the floors."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # no window: ranks have no display
@@ -30,7 +30,9 @@ def draw(report: Report, path: Path) -> None:
     styles = {report.backend: ("C0", "o-"), report.compare: ("C1", "s-"), "nothing": ("0.6", ":")}
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     for name, (color, style) in styles.items():
-        points = [(row.nbytes, row.p50_us) for row in report.rows if (row.backend, row.op) == (name, op) and row.p50_us > 0]
+        points = [
+            (row.nbytes, row.p50_us) for row in report.rows if (row.backend, row.op) == (name, op) and row.p50_us > 0
+        ]
         label = "c10d alone (a backend that does nothing)" if name == "nothing" else name
         if points:
             axes.plot(*zip(*points, strict=True), style, color=color, label=label, markersize=4)

@@ -55,7 +55,9 @@ class Session:
     def run(self) -> Report:
         """Measures everything; rank 0 prints each line as it comes. Collective."""
         for op in self.settings.ops:
-            self._print(f"\n{op}" if self.report.rows else f"{table.heading(self.report, floor=self.settings.floor)}\n{op}")
+            self._print(
+                f"\n{op}" if self.report.rows else f"{table.heading(self.report, floor=self.settings.floor)}\n{op}"
+            )
             done = set()
             for size in (0,) if op == "barrier" else self.settings.sizes:
                 case = case_of(op, size, self.settings.dtype, self.settings.reduce_op, self.rank, self.world_size)
@@ -64,7 +66,7 @@ class Session:
                     self._measure(op, case)
         if self.probes is not None:
             self.report.hand_over_ns = self.probes.hand_over_ns()
-            self.report.zmq = self.probes.zmq()
+            self.report.zmq = self.probes.zmq_one_way()
         return self.report
 
     def _measure(self, op: str, case: Case) -> None:

@@ -8,7 +8,7 @@ from hxcomm.bench.results import Report, Row
 def heading(report: Report, *, floor: bool) -> str:
     """What stands above the rows: what the columns mean."""
     lines = [
-        f"hxcomm.bench: backend {report.backend}, {report.world_size} ranks on {report.cores} cores, torch {report.torch}",
+        f"hxcomm.bench: {report.backend}, {report.world_size} ranks on {report.cores} cores, torch {report.torch}",
         "size: bytes of the largest buffer (all_gather: of all outputs together; reduce_scatter: of the whole input),",
         "count: elements a rank passes (reduce_scatter: gets); time: mean; GB/s: 1e9 bytes/s; all as in nccl-tests.",
         "touch on: each iteration writes the input and reads the output, and the time of that alone is subtracted.",
@@ -32,12 +32,16 @@ def line(report: Report, row: Row, *, floor: bool) -> str:
     text += f" {_short(row.p50_us):>9} {_short(row.p99_us):>9} {'on' if row.touched else 'off':>5}"
     if report.compare:
         other, ratio = report.row(report.compare, row.op, row.nbytes), report.ratio(row.op, row.nbytes)
-        text += f" | {_short(other and other.p50_us):>10} {other.n_wrong if other else '-':>7} {_times(ratio):>7}"
+        text += (
+            f" | {_short(other.p50_us if other else None):>10} {other.n_wrong if other else '-':>7} {_times(ratio):>7}"
+        )
     if floor:
         nothing, probe = report.row("nothing", row.op, row.nbytes), report.floor(row.nbytes)
         probe = probe if row.op == "all_reduce" else None
-        text += f" | {_short(nothing and nothing.p50_us):>8} {_short(probe and probe.transfers_us):>9}"
-        text += f" {_times(report.floor_ratio(row.op, row.nbytes)):>6} {_short(probe and probe.copy_gbps):>7}"
+        text += (
+            f" | {_short(nothing.p50_us if nothing else None):>8} {_short(probe.transfers_us if probe else None):>9}"
+        )
+        text += f" {_times(report.floor_ratio(row.op, row.nbytes)):>6} {_short(probe.copy_gbps if probe else None):>7}"
     return text
 
 
@@ -48,7 +52,9 @@ def summary(report: Report) -> str:
         lines.append(f"flag hand-over between two ranks, there and back: {report.hand_over_ns:.0f} ns")
     if report.zmq:
         lines.append("ZeroMQ over loopback TCP, one way, through Python (pyzmq), which costs several us a message:")
-        lines += [f"{probe.nbytes:>10} B {_short(probe.one_way_us):>9} us {probe.gbps:>7.2f} GB/s" for probe in report.zmq]
+        lines += [
+            f"{probe.nbytes:>10} B {_short(probe.one_way_us):>9} us {probe.gbps:>7.2f} GB/s" for probe in report.zmq
+        ]
     ratio = report.floor_ratio("all_reduce", 16 << 10)
     if ratio is not None:
         lines.append(

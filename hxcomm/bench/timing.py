@@ -107,9 +107,7 @@ def _affordable(step: Step) -> int:
 
 def _summary(samples: list[int], touch_ns: float) -> Times:
     p50, p99 = np.percentile(samples, [50, 99])
-    mean_s, p50_s, p99_s = (
-        over_ranks(max(0.0, float(ns) - touch_ns) * 1e-9) for ns in (mean(samples), p50, p99)
-    )
+    mean_s, p50_s, p99_s = (over_ranks(max(0.0, float(ns) - touch_ns) * 1e-9) for ns in (mean(samples), p50, p99))
     return Times(mean_s, p50_s, p99_s, len(samples))
 
 
