@@ -18,7 +18,7 @@ BACKEND = "hxcomm"
 DEVICES = ["cpu"]
 
 
-class Options(BackendBase.Options):  # type: ignore[misc]  # torch's class has no annotations
+class Options(BackendBase.Options):
     """What `pg_options=` takes: `hxcomm.Options(algorithms={"all_reduce": "ring"})`.
 
     algorithms: op -> algorithm, instead of the selector's choice, for this group; wins over HXCOMM_ALGO.

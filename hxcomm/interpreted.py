@@ -20,7 +20,8 @@ def _array(address: int, partial: bool, dtype: str, count: int) -> NDArray[Any]:
     stored, accumulated = interpret.DTYPES[dtype]
     kind = np.dtype(accumulated if partial else stored)
     memory = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(address)
-    return np.frombuffer(memory, dtype=kind)
+    array: NDArray[Any] = np.frombuffer(memoryview(memory).cast("B"), dtype=kind)
+    return array
 
 
 def transfer(

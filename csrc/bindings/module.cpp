@@ -46,8 +46,8 @@ Planner planner_from(py::function function) {
   return [held](const ChoiceKey& key) {
     const py::gil_scoped_acquire gil;
     try {
-      const py::object answer = (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root,
-                                        key.nbytes);
+      const py::object answer =
+          (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes);
       const auto pair = answer.cast<std::pair<std::shared_ptr<Plan>, uint64_t>>();
       return Choice{pair.first, pair.second};
     } catch (py::error_already_set& error) {
@@ -132,7 +132,8 @@ Code code_of(const std::string& name, int n, const char* (*name_of)(Code), const
 
 Call call_from(const std::string& op, const std::string& dtype, const std::string& reduce_op, int root,
                const std::vector<std::pair<uintptr_t, uint64_t>>& input,
-               const std::vector<std::pair<uintptr_t, uint64_t>>& output, uint64_t count, bool uneven, double timeout_s) {
+               const std::vector<std::pair<uintptr_t, uint64_t>>& output, uint64_t count, bool uneven,
+               double timeout_s) {
   Call call;
   call.op = code_of<OpCode>(op, kOpCodes, op_name, "op");
   call.dtype = code_of<DType>(dtype, kDTypes, dtype_name, "dtype");
@@ -150,8 +151,9 @@ Call call_from(const std::string& op, const std::string& dtype, const std::strin
 
 void raise_typed(const Error& error) {
   if (error.kind() == ErrorKind::interrupted && PyErr_Occurred() != nullptr) return;  // KeyboardInterrupt itself
-  static constexpr const char* kClasses[] = {"",          "PeerFailedError",  "MismatchError", "AbortedError",
-                                             "CommTimeoutError", "InitError", "ValueError",    "KeyboardInterrupt"};
+  static constexpr const char* kClasses[] = {
+      "",          "PeerFailedError", "MismatchError",    "AbortedError", "CommTimeoutError",
+      "InitError", "ValueError",      "KeyboardInterrupt"};
   const char* name = kClasses[static_cast<int>(error.kind())];
   try {
     // Imported only now: the class of an error derives from torch's, and importing torch takes a second.
@@ -183,14 +185,13 @@ std::shared_ptr<Op> post(PyGroup& self, Call call) {
   return op;
 }
 
-void bind_group(py::module_& m) {
-  py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
-      .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
-  py::class_<PyGroup>(m, "Group")
+void bind_making(py::class_<PyGroup>& group) {
+  group
       .def(py::init([](std::shared_ptr<Runtime> runtime, std::string name, int rank, int world_size, std::string label,
                        uint64_t nonce, uint64_t first_sequence, int64_t spin_ns, bool compare_shapes) {
              if (world_size < 1 || rank < 0 || rank >= world_size)
-               throw Error(ErrorKind::usage, "rank " + std::to_string(rank) + " of world size " + std::to_string(world_size));
+               throw Error(ErrorKind::usage,
+                           "rank " + std::to_string(rank) + " of world size " + std::to_string(world_size));
              GroupConfig config{std::move(name), rank, world_size, {}, nonce, first_sequence, spin_ns, compare_shapes};
              config.labels.resize(static_cast<size_t>(world_size));
              config.labels[static_cast<size_t>(rank)] = std::move(label);
@@ -206,6 +207,15 @@ void bind_group(py::module_& m) {
       .def("connect", &PyGroup::connect, py::kw_only(), py::arg("rank"), py::arg("address"), py::arg("nonce"),
            py::arg("control_offset"), py::arg("label"), py::arg("timeout_ms"))
       .def("start", &PyGroup::start, py::kw_only(), py::arg("planner"), py::arg("transfer") = py::none())
+      .def("capsule", [](PyGroup& self) {
+        return py::capsule(new std::shared_ptr<Group>(self.group()), kGroupCapsule, [](PyObject* capsule) {
+          delete static_cast<std::shared_ptr<Group>*>(PyCapsule_GetPointer(capsule, kGroupCapsule));
+        });
+      });
+}
+
+void bind_running(py::class_<PyGroup>& group) {
+  group
       .def(
           "run",
           [](PyGroup& self, const Call& call) {
@@ -213,7 +223,8 @@ void bind_group(py::module_& m) {
             self.group()->wait(self.group()->post(call));
           },
           py::arg("call"))
-      .def("post", [](PyGroup& self, const Call& call) { return post(self, call); }, py::arg("call"))
+      .def(
+          "post", [](PyGroup& self, const Call& call) { return post(self, call); }, py::arg("call"))
       .def(
           "wait",
           [](PyGroup& self, const std::shared_ptr<Op>& op, double timeout_s) {
@@ -221,19 +232,27 @@ void bind_group(py::module_& m) {
             self.group()->wait(op, timeout_s < 0 ? -1 : static_cast<int64_t>(timeout_s * 1e9));
           },
           py::arg("op"), py::arg("timeout_s") = -1.0)
-      .def("refuse", [](PyGroup& self, const Call& call, const std::string& reason) { self.group()->refuse(call, reason); },
-           py::arg("call"), py::arg("reason"))
-      .def("abort",
-           [](PyGroup& self, const std::string& reason) {
-             self.group()->abort(AbortCause::called, self.group()->rank(), reason);
-           },
-           py::arg("reason"))
-      .def("leave", [](PyGroup& self) {
-        const py::gil_scoped_release nogil;
-        self.group()->leave();
-      })
+      .def(
+          "refuse",
+          [](PyGroup& self, const Call& call, const std::string& reason) { self.group()->refuse(call, reason); },
+          py::arg("call"), py::arg("reason"))
+      .def(
+          "abort",
+          [](PyGroup& self, const std::string& reason) {
+            self.group()->abort(AbortCause::called, self.group()->rank(), reason);
+          },
+          py::arg("reason"))
+      .def("leave",
+           [](PyGroup& self) {
+             const py::gil_scoped_release nogil;
+             self.group()->leave();
+           })
       .def("is_alive", [](PyGroup& self) { return self.group()->alive(); })
-      .def("statistics", [](PyGroup& self) { return statistics_of(*self.group()); })
+      .def("statistics", [](PyGroup& self) { return statistics_of(*self.group()); });
+}
+
+void bind_floors(py::class_<PyGroup>& group) {
+  group
       .def(
           "floor_all_reduce",
           [](PyGroup& self, uint64_t nbytes, const std::string& dtype, int iterations, bool touched) {
@@ -248,12 +267,24 @@ void bind_group(py::module_& m) {
             const py::gil_scoped_release nogil;
             return Floor::hand_over_seconds(*self.group(), iterations);
           },
-          py::kw_only(), py::arg("iterations"))
-      .def("capsule", [](PyGroup& self) {
-        return py::capsule(new std::shared_ptr<Group>(self.group()), kGroupCapsule, [](PyObject* capsule) {
-          delete static_cast<std::shared_ptr<Group>*>(PyCapsule_GetPointer(capsule, kGroupCapsule));
-        });
-      });
+          py::kw_only(), py::arg("iterations"));
+}
+
+void bind_plans(py::module_& m) {
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "One rank's compiled schedule (hxcomm/schedule/plan.py).")
+      .def(py::init([](std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
+             return std::make_shared<Plan>(Plan::decode(std::move(words), hash, std::move(algorithm)));
+           }),
+           py::arg("words"), py::arg("hash"), py::arg("algorithm"))
+      .def_readonly("hash", &Plan::hash)
+      .def_readonly("algorithm", &Plan::algorithm)
+      .def_readonly("words", &Plan::words);
+  py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
+      .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
+           py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
+           py::arg("timeout_s") = 600.0);
+  py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
+      .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
 }
 
 }  // namespace
@@ -272,32 +303,27 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Runtime, std::shared_ptr<Runtime>>(m, "Runtime", "This process's shared segment, peers and threads.")
       .def(py::init<size_t>(), py::arg("segment_bytes"))
       .def_property_readonly("address", [](const Runtime& r) { return r.endpoint->address(); })
-      .def_property_readonly("nonce", [](const Runtime& r) {
-        return py::bytes(reinterpret_cast<const char*>(r.endpoint->nonce().data()), r.endpoint->nonce().size());
-      })
-      .def("keep_forever",
-           [](const std::shared_ptr<Runtime>& r) { new std::shared_ptr<Runtime>(r); },
-           "Never ends its threads: for the process's own, which must outlive whatever Python tears down at exit.")
+      .def_property_readonly("nonce",
+                             [](const Runtime& r) {
+                               return py::bytes(reinterpret_cast<const char*>(r.endpoint->nonce().data()),
+                                                r.endpoint->nonce().size());
+                             })
+      .def(
+          "keep_forever", [](const std::shared_ptr<Runtime>& r) { new std::shared_ptr<Runtime>(r); },
+          "Never ends its threads: for the process's own, which must outlive whatever Python tears down at exit.")
       .def("statistics",
            [](const Runtime& r) {
              py::list rows;
              for (const auto& group : r.progress->groups()) rows += statistics_of(*group);
              return rows;
            })
-      .def_property_readonly("allocated_bytes", [](const Runtime& r) { return r.endpoint->segment().allocated_bytes(); });
-  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "One rank's compiled schedule (hxcomm/schedule/plan.py).")
-      .def(py::init([](std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
-             return std::make_shared<Plan>(Plan::decode(std::move(words), hash, std::move(algorithm)));
-           }),
-           py::arg("words"), py::arg("hash"), py::arg("algorithm"))
-      .def_readonly("hash", &Plan::hash)
-      .def_readonly("algorithm", &Plan::algorithm)
-      .def_readonly("words", &Plan::words);
-  py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
-      .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
-           py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
-           py::arg("timeout_s") = 600.0);
-  bind_group(m);
+      .def_property_readonly("allocated_bytes",
+                             [](const Runtime& r) { return r.endpoint->segment().allocated_bytes(); });
+  bind_plans(m);
+  py::class_<PyGroup> group(m, "Group", "A group of ranks that run collectives together.");
+  bind_making(group);
+  bind_running(group);
+  bind_floors(group);
   m.def(
       "copy_seconds",
       [](size_t nbytes, int iterations) {

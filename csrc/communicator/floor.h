@@ -44,7 +44,7 @@ class Floor {
   std::unique_lock<std::mutex> driver_;
 };
 
-// Seconds that memcpy takes for `nbytes`, on warm buffers; the mean of `iterations`.
+// Seconds that memcpy takes for `nbytes`, on warm buffers: the median of blocks of iterations.
 double copy_seconds(size_t nbytes, int iterations);
 
 }  // namespace hxcomm

@@ -26,9 +26,9 @@ struct Binding {
   const Plan* plan = nullptr;
   DType dtype{};
   ReduceOp reduce_op{};
-  const Block* input = nullptr;   // plan->input.blocks of them, this rank's own
-  const Block* output = nullptr;  // plan->output.blocks
-  uint64_t low = 0, high = 0;     // the window of every block, in elements
+  const Block* input = nullptr;         // plan->input.blocks of them, this rank's own
+  const Block* output = nullptr;        // plan->output.blocks
+  uint64_t low = 0, high = 0;           // the window of every block, in elements
   std::byte* const* scratch = nullptr;  // [world_size] base of each rank's scratch, valid for peers from ENTER on
   size_t scratch_stride = 0;            // bytes from one scratch chunk to the next
   uint64_t sequence = 0;
@@ -90,8 +90,8 @@ Execution::Status Execution::run(Published&& published) {
           return Status::blocked;
         break;
       case Instruction::Code::publish:
-        binding_.lines[binding_.plan->rank]->progress.store(
-            progress_value(binding_.sequence, uint64_t{in.round} + 1), std::memory_order_release);
+        binding_.lines[binding_.plan->rank]->progress.store(progress_value(binding_.sequence, uint64_t{in.round} + 1),
+                                                            std::memory_order_release);
         published();
         break;
       case Instruction::Code::enter:

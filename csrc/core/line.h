@@ -38,7 +38,7 @@ struct alignas(64) AbortLine {
 enum class AbortCause : uint8_t {
   none = 0,
   peer_died = 1,
-  peer_left = 2,    // a peer that was needed had left the group
+  peer_left = 2,  // a peer that was needed had left the group
   timeout = 3,
   called = 4,       // abort()
   interrupted = 5,  // Ctrl-C while blocked

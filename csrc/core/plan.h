@@ -25,9 +25,9 @@ struct Instruction {
   bool final = false;
   BufferKind count_buffer = BufferKind::input;
   int32_t count_chunk = 0;
-  int32_t peer = 0;           // wait
-  uint32_t round = 0;         // wait, publish
-  uint32_t first_operand = 0; // transfer: sources, then destinations, in Plan::operands
+  int32_t peer = 0;            // wait
+  uint32_t round = 0;          // wait, publish
+  uint32_t first_operand = 0;  // transfer: sources, then destinations, in Plan::operands
   uint16_t n_sources = 0;
   uint16_t n_destinations = 0;
 };

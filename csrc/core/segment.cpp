@@ -15,9 +15,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
-[[noreturn]] void fail(const std::string& what) {
-  throw Error(ErrorKind::init, what + ": " + std::strerror(errno));
-}
+[[noreturn]] void fail(const std::string& what) { throw Error(ErrorKind::init, what + ": " + std::strerror(errno)); }
 
 std::byte* map_shared(int fd, size_t nbytes) {
   void* base = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);

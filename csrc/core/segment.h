@@ -2,7 +2,8 @@
 //
 // The file is large and sparse (only touched or allocated pages cost memory), is not bound by the size of /dev/shm, is
 // gone with its last process however that ends, and sealed against shrinking it cannot SIGBUS a peer. Only the owner
-// allocates; what is allocated is committed at once (fallocate), so a full machine is an error here, not a signal later.
+// allocates; what is allocated is committed at once (fallocate), so a full machine is an error here, not a signal
+// later.
 #pragma once
 
 #include <cstddef>

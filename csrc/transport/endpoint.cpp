@@ -40,7 +40,7 @@ std::string random_address() {
   return name;
 }
 
-const uint8_t (&raw(const Nonce& nonce))[16] { return *reinterpret_cast<const uint8_t(*)[16]>(nonce.data()); }
+const uint8_t (&raw(const Nonce& nonce))[16] { return *reinterpret_cast<const uint8_t (*)[16]>(nonce.data()); }
 
 }  // namespace
 
@@ -62,7 +62,8 @@ Endpoint::Endpoint(size_t segment_bytes)
       doorman_(address_, nonce_, segment_) {
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (epoll_ < 0 || stop_event_ < 0) throw Error(ErrorKind::init, std::string("epoll/eventfd: ") + std::strerror(errno));
+  if (epoll_ < 0 || stop_event_ < 0)
+    throw Error(ErrorKind::init, std::string("epoll/eventfd: ") + std::strerror(errno));
   epoll_event event{EPOLLIN, {.u64 = tag(Watched::stop, stop_event_)}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &event);
   event.data.u64 = tag(Watched::listener, doorman_.listener());

@@ -47,8 +47,8 @@ class Endpoint {
   // The peer that listens at `address`, mapped at most once per incarnation (nonce). Throws Error{init}.
   std::shared_ptr<Peer> connect(const std::string& address, const Nonce& nonce, int timeout_ms);
 
-  // `listener(peer)` is called on the watcher thread when a peer has died. Returns a token for unsubscribe(); a call that
-  // is running then may still end later, so a listener holds what it needs by weak pointers.
+  // `listener(peer)` is called on the watcher thread when a peer has died. Returns a token for unsubscribe(); a call
+  // that is running then may still end later, so a listener holds what it needs by weak pointers.
   using DeathListener = std::function<void(const Peer&)>;
   uint64_t subscribe(DeathListener listener);
   void unsubscribe(uint64_t token);

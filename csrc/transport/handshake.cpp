@@ -115,7 +115,7 @@ int open_pidfd(int socket, pid_t pid) {
 }
 
 std::string seal_problem(int fd, uint64_t claimed) {
-  struct stat info {};
+  struct stat info{};
   if (fstat(fd, &info) != 0 || static_cast<uint64_t>(info.st_size) != claimed) return "its size is not what it says";
   const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW)) return "it is not sealed";
@@ -173,8 +173,7 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   return result;
 }
 
-Doorman::Doorman(std::string address, const Nonce& nonce, const Segment& segment)
-    : nonce_(nonce), segment_(segment) {
+Doorman::Doorman(std::string address, const Nonce& nonce, const Segment& segment) : nonce_(nonce), segment_(segment) {
   listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   sockaddr_un name;
   const socklen_t length = abstract_address(address, &name);

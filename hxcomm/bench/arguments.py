@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hxcomm.bench",
         description="Measures collectives of a torch.distributed backend. Start it with torchrun.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--backend", default="hxcomm", help="the backend to measure; 'nothing' does nothing (what c10d itself costs)")

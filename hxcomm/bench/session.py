@@ -54,10 +54,9 @@ class Session:
 
     def run(self) -> Report:
         """Measures everything; rank 0 prints each line as it comes. Collective."""
+        self._print(table.heading(self.report, floor=self.settings.floor))
         for op in self.settings.ops:
-            self._print(
-                f"\n{op}" if self.report.rows else f"{table.heading(self.report, floor=self.settings.floor)}\n{op}"
-            )
+            self._print(f"# {op}")
             done = set()
             for size in (0,) if op == "barrier" else self.settings.sizes:
                 case = case_of(op, size, self.settings.dtype, self.settings.reduce_op, self.rank, self.world_size)
@@ -147,13 +146,15 @@ def _make_group(backend: str) -> Group:
 
         name = register()
     if not dist.is_backend_available(name):
-        known = ", ".join(sorted({n for n in dist.Backend.backend_list if dist.is_backend_available(n)} | {NOTHING}))
+        internal = ("undefined", "fake", "hxcomm_nothing")
+        there = [each for each in dist.Backend.backend_list if dist.is_backend_available(each) and each not in internal]
+        known = ", ".join([*sorted(there), NOTHING])
         raise UsageError(f"torch.distributed has no backend {backend!r} here; it has {known}")
     return dist.new_group(backend=name, timeout=TIMEOUT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark on this rank. Returns 0; 1 where a result was wrong; 2 where the command line was."""
+    """Runs the benchmark on this rank. Returns 0; 1 where a result was wrong or nothing ran; 2 for a wrong command."""
     settings, problem = None, ""
     try:
         settings = arguments.parse(argv)
@@ -187,4 +188,4 @@ def _finish(report: Report, settings: Settings) -> int:
         if settings.plot is not None:
             plot.draw(report, settings.plot)
     dist.barrier()
-    return 1 if report.n_wrong() else 0
+    return 1 if report.n_wrong() or not report.rows else 0

@@ -61,7 +61,8 @@ def summary(report: Report) -> str:
             f"all_reduce of 16 KiB: (time - a do-nothing backend's time) / floor = {ratio:.2f} by medians (target 1.5)"
         )
     n_wrong = report.n_wrong()
-    lines.append(f"WRONG RESULTS: {n_wrong} elements" if n_wrong else "all results are right")
+    verdict = "all results are right" if report.rows else "nothing was measured"
+    lines.append(f"WRONG RESULTS: {n_wrong} elements" if n_wrong else verdict)
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from hxcomm.schedule.errors import ScheduleError
 from hxcomm.schedule.lowering import lower
@@ -28,7 +28,7 @@ from hxcomm.schedule.plan import (
     Plan,
 )
 from hxcomm.schedule.schedule import BUFFERS, Location, Schedule, Transfer
-from hxcomm.schedule.symbolic import Mark, State, Step, Value, steps, title
+from hxcomm.schedule.symbolic import NO_COUNT, Mark, State, Step, count_location, steps, title
 
 _NUMBER = {buffer: number for number, buffer in enumerate(BUFFERS)}
 
@@ -51,19 +51,22 @@ def compile_plan(schedule: Schedule, rank: int, private: bool = True) -> Plan:
 
 
 class _Waits:
-    """Who touched each location last, and what `rank` must wait for, or be waited for, because of that."""
+    """Derives every rank's waits: who touched each location last, and what each rank knows to be finished.
 
-    def __init__(self, schedule: Schedule, rank: int) -> None:
+    A rank that waits for round t of a peer also learns what that peer had learnt by then, so a wait that follows from
+    others through third ranks is not made (in ring all_reduce, those before its second half).
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
         self.canonical = schedule.canonical
-        self.rank = rank
-        self.writer: dict[Location, tuple[int, int]] = {}
+        self.writer: dict[Location, tuple[int, int]] = {}  # (rank, round)
         self.readers: dict[Location, dict[int, int]] = {}  # rank -> last round, since the last write
-        self.waited: dict[tuple[int, int], int] = {}  # (who, for whom) -> latest round
+        self.known: list[dict[int, int]] = [{} for _ in range(schedule.world_size)]  # peer -> finished round
+        self.learnt: dict[int, dict[int, dict[int, int]]] = {}  # round -> rank -> what it knew at its end
 
     def before(self, transfer: Transfer) -> list[tuple[int, int]]:
-        """The (peer, round) waits of a transfer that involve `rank` as who waits or as who is waited for."""
+        """The (peer, round) waits that must stand before a transfer."""
         needed: dict[int, int] = {}
-        mine = transfer.rank == self.rank
         for at in transfer.sources:
             written = self.writer.get(at if at[1] != "output" else self.canonical(at))
             if written is not None and needed.get(written[0], 0) < written[1]:
@@ -77,19 +80,24 @@ class _Waits:
             for peer, number in self.readers.get(at, _NOBODY).items():
                 if needed.get(peer, 0) < number:
                     needed[peer] = number
-        peers: Iterable[int] = sorted(needed) if mine else [self.rank] if self.rank in needed else ()
-        return self._new(transfer.rank, [(peer, needed[peer]) for peer in peers])
+        return self._learn(transfer.rank, needed) if needed else []
 
-    def _new(self, who: int, waits: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those that an earlier wait for the same peer does not imply."""
-        new = []
-        for peer, number in waits:
-            if peer != who and number > self.waited.get((who, peer), 0):
-                self.waited[who, peer] = number
-                new.append((peer, number))
-        return new
+    def _learn(self, rank: int, needed: dict[int, int]) -> list[tuple[int, int]]:
+        known = self.known[rank]
+        waits = []
+        # The latest rounds first: they may imply the others.
+        latest_first = sorted(needed.items(), key=_latest_first) if len(needed) > 1 else needed.items()
+        for peer, number in latest_first:
+            if peer == rank or number <= known.get(peer, 0):
+                continue
+            waits.append((peer, number))
+            known[peer] = number
+            for third, earlier in self.learnt.get(number, {}).get(peer, _NOBODY).items():
+                if known.get(third, 0) < earlier:
+                    known[third] = earlier
+        return waits
 
-    def after(self, transfers: Iterable[Transfer], number: int) -> None:
+    def after(self, transfers: Sequence[Transfer], number: int) -> None:
         for transfer in transfers:
             for at in transfer.sources:
                 if at[1] == "output":
@@ -106,26 +114,31 @@ class _Waits:
                     at = self.canonical(at)
                 self.writer[at] = wrote
                 self.readers.pop(at, None)
+        # Most waits are for the round before, and forgetting only costs a wait: n ranks' knowledge is n^2 a round.
+        self.learnt.pop(number - 2, None)
+        self.learnt[number] = {rank: dict(self.known[rank]) for rank in {transfer.rank for transfer in transfers}}
 
     def at_exit(self) -> list[tuple[int, int, int]]:
-        """(who, peer, round): who is done when peer, which may still read or write its input or output, is."""
-        needed: dict[tuple[int, int], int] = {}
+        """(rank, peer, round): what a rank waits for in the end, as peers may still use its input and output."""
+        needed: dict[int, dict[int, int]] = {}
         touched = [(at, peer, number) for at, (peer, number) in self.writer.items()]
         touched += [(at, peer, number) for at, readers in self.readers.items() for peer, number in readers.items()]
-        for at, peer, number in touched:
-            who = at[0]
-            if at[1] != "scratch" and who != peer and self.rank in (who, peer):
-                needed[who, peer] = max(needed.get((who, peer), 0), number)
-        return [
-            (who, *wait) for (who, peer), number in sorted(needed.items()) for wait in self._new(who, [(peer, number)])
-        ]
+        for (rank, buffer, _), peer, number in touched:
+            if buffer != "scratch" and rank != peer:
+                peers = needed.setdefault(rank, {})
+                peers[peer] = max(peers.get(peer, 0), number)
+        return [(rank, *wait) for rank, peers in needed.items() for wait in self._learn(rank, peers)]
+
+
+def _latest_first(wait: tuple[int, int]) -> tuple[int, int]:
+    return -wait[1], wait[0]
 
 
 class _Compiler:
     def __init__(self, schedule: Schedule, rank: int) -> None:
         self.schedule = schedule
         self.rank = rank
-        self.waits = _Waits(schedule, rank)
+        self.waits = _Waits(schedule)
         self.hash = hashlib.blake2b(_identity(schedule).encode(), digest_size=8)
         self.rounds: list[list[int]] = []  # the instructions of each
         self.exit: list[int] = []
@@ -140,15 +153,15 @@ class _Compiler:
             _append_identity(words, transfer)
             # Every rank's plan needs to know, as the size of scratch chunks must agree.
             self.partials = self.partials or step.stored.mark == Mark.PARTIAL
-            new = self.waits.before(transfer) if number > 0 else []
+            waits = self.waits.before(transfer) if number > 0 else []  # ENTER waits for everybody's round 0
             if transfer.rank == self.rank:
-                for peer, earlier in new:
+                for peer, earlier in waits:
                     out += (WAIT, peer, earlier)
                 self._transfer(out, step, number)
             else:
-                self.awaited.update(earlier for _, earlier in new)
+                self.awaited.update([earlier for peer, earlier in waits if peer == self.rank])
         self.hash.update(array("i", words).tobytes())
-        if number > 0:  # ENTER is a wait for everybody's round 0
+        if number > 0:
             self.waits.after([step.transfer for step in found], number)
         self.rounds.append(out)
 
@@ -162,39 +175,26 @@ class _Compiler:
                         f"{title(self.schedule)}, round {number}: {transfer}: a partial result may only be stored to "
                         "scratch, where it has room for the accumulation type"
                     )
-        count_buffer, count_chunk = self._count(transfer, stored, number)
+        counted = count_location(self.schedule, step)
+        if counted is None:
+            raise ScheduleError(f"{title(self.schedule)}, round {number}: {transfer}: {NO_COUNT}")
         final = transfer.reduce and stored.mark == Mark.FINAL
-        out += (TRANSFER, int(transfer.reduce), int(final), count_buffer, count_chunk)
+        out += (TRANSFER, int(transfer.reduce), int(final), _NUMBER[counted.buffer], counted.chunk)
         out += (len(transfer.sources), len(transfer.destinations))
         for at, value in zip(transfer.sources, step.loaded, strict=True):
             out += (at.rank, _NUMBER[at.buffer], at.chunk, value.mark)
         for at in transfer.destinations:
             out += (at.rank, _NUMBER[at.buffer], at.chunk, stored.mark)
 
-    def _count(self, transfer: Transfer, stored: Value, number: int) -> tuple[int, int]:
-        """(buffer, chunk) of the executing rank's own input or output whose element count is the transfer's."""
-        for buffer in (1, 0):
-            for at in (*transfer.destinations, *transfer.sources):
-                if at.rank == self.rank and at.buffer == BUFFERS[buffer]:
-                    return buffer, at.chunk
-        if not self.schedule.meaning.uniform:
-            raise ScheduleError(
-                f"{title(self.schedule)}, round {number}: {transfer}: blocks of {self.schedule.op} may differ in "
-                "count, so a transfer must have a chunk of its own rank's input or output among its locations"
-            )
-        if self.schedule.has(self.rank, "input"):
-            return 0, stored.chunk
-        return 1, stored.chunk % self.schedule.pieces
-
     def finish(self) -> Plan:
         schedule = self.schedule
         out = [0] * HEADER_WORDS + self.rounds[0]
         enter = len(out)
         out.append(ENTER)
-        for who, peer, number in self.waits.at_exit():
-            if who == self.rank:
+        for rank, peer, number in self.waits.at_exit():
+            if rank == self.rank:
                 self.exit += (WAIT, peer, number)
-            else:
+            elif peer == self.rank:
                 self.awaited.add(number)
         for number, instructions in enumerate(self.rounds[1:], 1):
             out += instructions

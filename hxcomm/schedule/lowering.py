@@ -105,13 +105,15 @@ class _Sharing:
             for transfer in transfers:
                 for at in transfer.sources:
                     if at[0] != transfer.rank and at[1] != "scratch":
-                        at = self.canonical(at)
+                        if at[1] == "output":
+                            at = self.canonical(at)
                         history[at].append((number, "remote read"))
                         shared.add(at)
             for transfer in transfers:
                 for at in transfer.destinations:
                     if at[1] != "scratch":
-                        at = self.canonical(at)
+                        if at[1] == "output":
+                            at = self.canonical(at)
                         local = at[0] == transfer.rank
                         history[at].append((number, "local write" if local else "remote write"))
                         if not local:
@@ -155,7 +157,7 @@ def staged(schedule: Schedule) -> Schedule:
             for transfer in transfers:
                 for at in map(schedule.canonical, transfer.destinations):
                     if at in shadow:
-                        (newer.add if at.rank != transfer.rank else newer.discard)(at)
+                        (newer.add if at[0] != transfer.rank else newer.discard)(at)
             fetched = sharing.fetched.get(last, ())
             newer.difference_update(fetched)
             yield out + [_fetch(schedule, at, shadow[at]) for at in fetched]
@@ -166,7 +168,7 @@ def staged(schedule: Schedule) -> Schedule:
 
 
 def _fetch(schedule: Schedule, at: Location, shadow: Location) -> Transfer:
-    return copy(at.rank, shadow, at._replace(buffer="output") if schedule.in_place else at)
+    return copy(at.rank, shadow, Location(at[0], "output", at[2]) if schedule.in_place else at)
 
 
 def _through_shadows(transfer: Transfer, number: int, sharing: _Sharing, newer: set[Location]) -> Transfer:

@@ -14,7 +14,7 @@ from typing import Literal
 from hxcomm.schedule.errors import ProofError
 from hxcomm.schedule.lowering import lower
 from hxcomm.schedule.schedule import Location, Schedule
-from hxcomm.schedule.symbolic import Mark, State, Step, Value, named_ranks, steps, title
+from hxcomm.schedule.symbolic import NO_COUNT, Mark, State, Step, Value, count_location, named_ranks, steps, title
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class _Checker:
         for at in (*transfer.sources, *transfer.destinations):
             if schedule.form == "private" and at.rank != transfer.rank and at.buffer != "scratch":
                 raise self._wrong(number, step, f"{at} is private to its rank")
+        if count_location(schedule, step) is None:
+            raise self._wrong(number, step, NO_COUNT)
         if number == 0 and (transfer.sources[0].buffer != "input" or transfer.sources[0].rank != transfer.rank):
             raise self._wrong(number, step, "round 0 may only copy a rank's own input")
         for at in transfer.destinations:

@@ -122,6 +122,10 @@ class Schedule:
             raise ScheduleError(f"{name}: the root is {self.root}; it must be a rank, 0 to {self.world_size - 1}")
         if not rooted and self.root is not None:
             raise ScheduleError(f"{name}: the root is {self.root}, but {self.op} has none: leave it out")
+        if not callable(self.rounds):
+            raise ScheduleError(
+                f"{name}: rounds is {type(self.rounds).__name__}; it must be a function that yields them"
+            )
         if self.pieces < 1 or self.scratch < 0:
             raise ScheduleError(f"{name}: {self.pieces} pieces, {self.scratch} scratch chunks: at least 1 and 0")
 
@@ -171,6 +175,8 @@ class Schedule:
         def wrong(what: str) -> ScheduleError:
             return ScheduleError(f"{self.op} {self.algorithm}, {self.world_size} ranks, round {number}: {what}")
 
+        if not isinstance(transfer, Transfer):
+            raise wrong(f"{transfer!r} is not a Transfer: make it with copy() or reduce()")
         if not 0 <= transfer.rank < self.world_size:
             raise wrong(f"a transfer of rank {transfer.rank}: the ranks are 0 to {self.world_size - 1}")
         if not transfer.sources or not transfer.destinations:

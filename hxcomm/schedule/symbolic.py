@@ -13,6 +13,11 @@ from hxcomm.schedule.errors import ProofError
 from hxcomm.schedule.schedule import Location, Schedule, Transfer
 
 
+NO_COUNT = (
+    "blocks may differ in count, so a transfer must have a chunk of its own rank's input or output among its locations"
+)
+
+
 class Mark(IntEnum):
     """fresh: ranks' own elements, in the op's dtype. partial: reduced from some of the ranks, in the accumulation type.
     final: reduced from all of them, divided where due (AVG), in the op's dtype."""
@@ -57,7 +62,7 @@ class State:
         return value
 
     def put(self, location: Location, value: Value) -> None:
-        self._values[self.schedule.canonical(location)] = value
+        self._values[location if location[1] != "output" else self.schedule.canonical(location)] = value
 
 
 def steps(schedule: Schedule, state: State) -> Iterator[tuple[int, list[Step]]]:
@@ -103,6 +108,24 @@ def _step(schedule: Schedule, state: State, transfer: Transfer, number: int) -> 
             # The left fold of 0..k-1 goes on only with rank k alone.
             folded = folded + 1 if folded and value.ranks == 1 << folded else 0
     return Step(transfer, loaded, Value(chunk, ranks, folded, Mark.FINAL if ranks == whole else Mark.PARTIAL))
+
+
+def count_location(schedule: Schedule, step: Step) -> Location | None:
+    """The chunk of the executing rank's own input or output that has as many elements as the transfer moves.
+
+    One that occurs in it, if there is one, else, where all ranks' counts are equal, the one of the same extent; None in
+    all_to_all, where a rank knows the counts of its own blocks only.
+    """
+    transfer, stored = step.transfer, step.stored
+    for buffer in ("output", "input"):
+        for at in (*transfer.destinations, *transfer.sources):
+            if at.rank == transfer.rank and at.buffer == buffer:
+                return at
+    if not schedule.meaning.uniform:
+        return None
+    if schedule.has(transfer.rank, "input"):
+        return Location(transfer.rank, "input", stored.chunk)
+    return Location(transfer.rank, "output", stored.chunk % schedule.pieces)
 
 
 def named_ranks(ranks: int) -> str:

@@ -1,8 +1,8 @@
 """A group of ranks running streams of ops through the protocol, one load or store of one element at a time.
 
 Ranks are generators that stop at every access to shared memory, so a seeded scheduler can interleave them in any way
-that a sequentially consistent machine could (the core's own tests look at memory order). Plans are the real compiled ones;
-the protocol around them is written out below as the design states it: strict entry, fingerprints and scratch by
+that a sequentially consistent machine could (memory order is for the core's own tests). Plans are the real compiled
+ones; the protocol around them is written out below as the design states it: strict entry, fingerprints and scratch by
 parity of the sequence, refused calls, segments of long ops. Users overwrite their buffers the moment an op returns.
 `Faults` leaves parts of the protocol out, to see that the checks notice.
 """

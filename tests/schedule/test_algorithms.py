@@ -103,7 +103,7 @@ def test_what_is_not_an_algorithm_is_refused() -> None:
     with pytest.raises(ScheduleError, match="returned NoneType, not a Schedule"):
         algorithms.build("all_reduce", "nothing", 2)
     algorithms.register("all_gather", "other", reversed_one_shot)
-    with pytest.raises(ScheduleError, match="was asked for all_gather, .* returned a Schedule of all_reduce"):
+    with pytest.raises(ScheduleError, match=r"was asked for all_gather, .* returned a Schedule of all_reduce"):
         algorithms.build("all_gather", "other", 2)
 
 

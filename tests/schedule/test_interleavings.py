@@ -1,4 +1,4 @@
-"""The protocol under random interleavings of single loads and stores: always right whole, and wrong with parts missing."""
+"""The protocol under random interleavings of single loads and stores: right as it is, wrong with any part missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schedule.simulated_group import (
 )
 
 from hxcomm import algorithms
-from hxcomm.schedule.plan import Publish, Wait
+from hxcomm.schedule.plan import Wait
 
 SEEDS = range(60)
 ALGORITHMS = [(op, name) for op in algorithms.OPS for name in algorithms.names(op)]
@@ -80,52 +80,18 @@ def is_caught(
     return False
 
 
-def is_implied(op: str, algorithm: str, root: int | None, n: int, private: bool, rank: int, index: int) -> bool:
-    """Whether the other waits imply this one through third ranks: what a peer knew when it published, a waiter knows."""
-    plans = [instructions_of((op, algorithm, root), n, each, private) for each in range(n)]
-    missing = plans[rank][index]
-    assert isinstance(missing, Wait)
-    known = [dict.fromkeys(range(n), 0) for _ in range(n)]
-    published: dict[tuple[int, int], dict[int, int]] = {}
-    at = [0] * n
-    while True:
-        moved = False
-        for each in range(n):
-            while at[each] < len(plans[each]):
-                instruction = plans[each][at[each]]
-                if each == rank and at[each] > index and not isinstance(instruction, Wait):
-                    return known[rank][missing.peer] >= missing.round  # here is what the wait was for
-                if isinstance(instruction, Publish):
-                    known[each][each] = instruction.round
-                    published[each, instruction.round] = dict(known[each])
-                elif isinstance(instruction, Wait) and (each, at[each]) != (rank, index):
-                    if (instruction.peer, instruction.round) not in published:
-                        break
-                    for peer, number in published[instruction.peer, instruction.round].items():
-                        known[each][peer] = max(known[each][peer], number)
-                at[each] += 1
-                moved = True
-        assert moved, "the plans wait in a circle"
-
-
 @pytest.mark.parametrize("private", [True, False], ids=["private", "mapped"])
-def test_a_plan_without_one_of_its_waits_goes_wrong_unless_others_imply_it(private: bool) -> None:
+def test_a_plan_without_any_one_of_its_waits_goes_wrong(private: bool) -> None:
     mutants, survivors = 0, []
     for op, algorithm in ALGORITHMS:
-        for n in (2, 3, 4):
+        for n in (2, 3, 4, 5):
             root = n // 2 if op in algorithms.ROOTED else None
             for rank, index, wait in waits_of(op, algorithm, root, n, private):
                 mutants += 1
                 if not is_caught(f"mutant {op} {algorithm} {n}", n, private, op, algorithm, root, rank, index):
-                    implied = is_implied(op, algorithm, root, n, private, rank, index)
-                    survivors.append((implied, f"{op} {algorithm}, {n} ranks, rank {rank} without {wait}"))
-    caught = mutants - len(survivors)
-    print(f"{caught} of {mutants} mutants caught; survivors:", *survivors, sep="\n")
+                    survivors.append(f"{op} {algorithm}, {n} ranks, rank {rank} without {wait}")
     assert mutants > 50
-    # Ring all_reduce overwrites its input chunk in its second half, long after the right neighbour has read it: that
-    # wait follows from the chain of the others round the ring. It costs one load of a line that is in cache.
-    assert all(implied for implied, _ in survivors), survivors
-    assert caught >= 0.9 * mutants
+    assert not survivors, f"{len(survivors)} of {mutants} waits are not needed, or not missed:\n" + "\n".join(survivors)
 
 
 @pytest.mark.parametrize("fault", ["lax_entry", "one_scratch", "forget_refusal"])

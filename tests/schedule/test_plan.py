@@ -8,7 +8,7 @@ from array import array
 import pytest
 
 from hxcomm import algorithms
-from hxcomm.schedule import Location, Plan, Schedule, ScheduleError, compile_plan, copy, reduce
+from hxcomm.schedule import Location, Plan, ProofError, Schedule, ScheduleError, compile_plan, copy, prove, reduce
 from hxcomm.schedule.plan import HEADER_WORDS, End, Enter, Operand, Publish, TransferInstruction, Wait
 from hxcomm.schedule.symbolic import Mark
 
@@ -97,6 +97,12 @@ def test_mapped_plans_keep_a_rank_until_peers_are_done_with_its_buffers() -> Non
     assert root == [Enter(), Wait(1, 1), Wait(2, 1), End()]
 
 
+def test_a_wait_that_follows_from_others_through_third_ranks_is_not_made() -> None:
+    """Rank 0 overwrites in round 4 what rank 1 read in round 1, but it waits for rank 3's round 3, which implies it."""
+    waits = [i for i in compile_plan(build("all_reduce", "ring", 4), 0).instructions() if isinstance(i, Wait)]
+    assert waits == [Wait(3, 1), Wait(3, 2), Wait(3, 3), Wait(3, 4), Wait(3, 5)]
+
+
 def test_only_scratch_ever_holds_partial_results() -> None:
     instructions = compile_plan(build("all_reduce", "ring", 4), 0).instructions()
     transfers = [each for each in instructions if isinstance(each, TransferInstruction)]
@@ -153,6 +159,8 @@ def test_all_to_all_refuses_a_transfer_whose_count_its_rank_does_not_know() -> N
 
     with pytest.raises(ScheduleError, match="may differ in count"):
         compile_plan(through(1), 1, private=False)
+    with pytest.raises(ProofError, match="may differ in count"):
+        prove(through(1))
 
 
 def test_a_rank_outside_the_world_is_refused() -> None:

@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[Schedule, str]] = {
     "two writers": (all_reduce([reduce(0, [I0, I1], O0), reduce(1, [I0, I1], O0)]), "second writer in this round"),
     "the same destination twice": (all_reduce([reduce(0, [I0, I1], O0, O0, O1)]), "second writer in this round"),
     "read while it is written": (
-        all_gather(gathered(0) + [copy(1, I0, S1), copy(1, S1, Location(1, "output", 0))]),
+        all_gather([*gathered(0), copy(1, I0, S1), copy(1, S1, Location(1, "output", 0))]),
         r"nothing was ever stored to rank 1 scratch\[0\]",
     ),
     "read and written in one round": (
@@ -125,6 +125,11 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     "no destination": (lambda: prove(all_reduce([copy(0, I0)])), "needs a source and a destination"),
     "two sources of a copy": (lambda: prove(all_reduce([Transfer(0, (I0, I1), (O0,), False)])), "use reduce for more"),
     "not a location": (lambda: prove(all_reduce([copy(0, (0, "input", 0), O0)])), "is not a Location"),  # type: ignore
+    "not a transfer": (lambda: prove(all_reduce([(I0, O0)])), "is not a Transfer: make it with copy"),  # type: ignore
+    "rounds that cannot be called": (
+        lambda: Schedule("all_reduce", "x", 2, [[copy(0, I0, O0)]]),  # type: ignore
+        "rounds is list; it must be a function",
+    ),
     "no such op": (lambda: Schedule("allreduce", "x", 2, tuple), "there is no op 'allreduce'; the ops are: all_reduce"),
     "no ranks": (lambda: Schedule("all_reduce", "x", 0, tuple), "world size is 0"),
     "no root": (lambda: Schedule("broadcast", "x", 2, tuple), "the root is None; it must be a rank, 0 to 1"),
