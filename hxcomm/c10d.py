@@ -39,6 +39,7 @@ class Statistic(TypedDict):
     group: str
     op: str
     algorithm: str
+    dtype: str
     calls: int
     nbytes: int
     """Payload bytes: of one block (a tensor, or one rank's part of it) per call, added up."""
@@ -93,7 +94,7 @@ def _create(options: Any, pg_options: Any) -> Any:
 
 
 def statistics() -> list[Statistic]:
-    """What every live group of this process has done so far, one entry per (group, op, algorithm, root, item size)."""
+    """What every live group of this process has done so far, one entry per (group, op, algorithm, root, dtype)."""
     from hxcomm import algorithms, bootstrap
     from hxcomm.schedule import lower, ring_hop_bytes
 
@@ -107,9 +108,12 @@ def statistics() -> list[Statistic]:
                 op=row["op"],
                 algorithm=row["algorithm"],
                 calls=row["calls"],
-                nbytes=row["nbytes"],
+                dtype=row["dtype"],
+                nbytes=row["elements"] * row["item_bytes"],
                 time_ns=row["time_ns"],
-                hop_bytes=ring_hop_bytes(schedule, row["elements"], row["item_bytes"]),
+                hop_bytes=ring_hop_bytes(
+                    schedule, row["elements"], row["item_bytes"], accumulation_itemsize=row["accumulation_bytes"]
+                ),
             )
         )
     return rows

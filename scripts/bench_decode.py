@@ -118,8 +118,9 @@ def main() -> int:
         parser.error(f"--models {unknown[0]}: known are {', '.join(MODELS)}")
     if options.rounds < 1 or options.max_new_tokens < 2:
         parser.error("--rounds must be at least 1 and --max-new-tokens at least 2")
-    wanted = {1, *map(int, options.ranks.split(","))}
-    configurations = [each for each in CONFIGURATIONS if each.ranks in wanted]
+    if unknown := [ranks for ranks in options.ranks.split(",") if ranks not in ("2", "4")]:
+        parser.error(f"--ranks {unknown[0]}: measured are 2 and 4")
+    configurations = [each for each in CONFIGURATIONS if str(each.ranks) in ("1", *options.ranks.split(","))]
     results: dict[tuple[str, Configuration], list[Decoded]] = {(m, c): [] for m in models for c in configurations}
     for number in range(options.rounds):
         for (model, configuration), runs in results.items():

@@ -88,10 +88,10 @@ struct Call {
 struct Statistic {
   OpCode op;
   int32_t root;
-  uint64_t item_bytes;
+  DType dtype;
   std::shared_ptr<const Plan> plan;
   std::atomic<uint64_t> calls{0};
-  std::atomic<uint64_t> elements{0};  // of one block per call, added up; of all blocks where they differ
+  std::atomic<uint64_t> elements{0};  // of one block (the mean where they differ) per call, added up
   std::atomic<int64_t> time_ns{0};    // from becoming the head of the queue to the end
 };
 

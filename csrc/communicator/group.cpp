@@ -126,8 +126,11 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
   {
     std::lock_guard lock(abort_mutex_);
     if (own().abort.word.load(std::memory_order_relaxed) != 0) return;
-    const size_t n = std::min(reason.size(), Control::kReasonBytes - 1);
-    std::memcpy(own().reason, reason.data(), n);
+    // The other causes' texts name this rank or the one that failed.
+    const std::string text =
+        cause == AbortCause::called ? config_.labels[static_cast<size_t>(config_.rank)] + ": " + reason : reason;
+    const size_t n = std::min(text.size(), Control::kReasonBytes - 1);
+    std::memcpy(own().reason, text.data(), n);
     own().reason[n] = '\0';
     const uint64_t word =
         abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
@@ -231,13 +234,12 @@ Choice Group::choose(const Call& call) {
 }
 
 std::shared_ptr<Statistic> Group::statistic_of(const Call& call, const Choice& choice) {
-  const uint64_t item = item_size(call.dtype);
   for (const auto& known : statistics_)
-    if (known->plan->hash == choice.plan->hash && known->item_bytes == item) return known;
+    if (known->plan->hash == choice.plan->hash && known->dtype == call.dtype) return known;
   auto fresh = std::make_shared<Statistic>();
   fresh->op = call.op;
   fresh->root = call.root;
-  fresh->item_bytes = item;
+  fresh->dtype = call.dtype;
   fresh->plan = choice.plan;
   return statistics_.emplace_back(std::move(fresh));
 }

@@ -167,8 +167,10 @@ void Group::end(Op& op, std::unique_ptr<Error> error) {
   if (!error && op.refusal.empty()) {
     Statistic& statistic = *op.choice.statistic;
     uint64_t elements = op.call.count;
-    if (op.call.uneven)
+    if (op.call.uneven) {
       for (const Block& block : op.call.input) elements += block.count;
+      elements /= static_cast<uint64_t>(config_.world_size);
+    }
     statistic.calls.fetch_add(1, std::memory_order_relaxed);
     statistic.elements.fetch_add(elements, std::memory_order_relaxed);
     // It became the head when it was posted or when the one before it ended: no clock is read at the start.

@@ -84,7 +84,7 @@ class Session:
             also=[probe.sample] if probe is not None else [],
         )
         for name, group in groups.items():  # measuring must not have broken anything
-            n_wrong = int(over_ranks(wrong[name] + count_wrong(op, case, buffers, group)) * self.world_size + 0.5)
+            n_wrong = int(over_ranks(wrong[name] + count_wrong(op, case, buffers, group), op=dist.ReduceOp.SUM))
             self.report.rows.append(self._row(name, op, case, times[name], touched, n_wrong))
         if probe is not None:
             self.report.floors.append(probe.result())

@@ -111,8 +111,8 @@ def _summary(samples: list[int], touch_ns: float) -> Times:
     return Times(mean_s, p50_s, p99_s, len(samples))
 
 
-def over_ranks(value: float, op: Any = dist.ReduceOp.SUM) -> float:
+def over_ranks(value: float, op: Any = dist.ReduceOp.AVG) -> float:
     """The average over the ranks, or what another `op` gives, through the control group. Collective."""
     shared = torch.tensor([value], dtype=torch.float64)
     dist.all_reduce(shared, op=op)
-    return float(shared) / (dist.get_world_size() if op == dist.ReduceOp.SUM else 1)
+    return float(shared)

@@ -90,9 +90,8 @@ def _settle(result: Array, final: bool, dtype: str, reduce_op: str, world_size: 
     if final and reduce_op == "avg":
         result = result / result.dtype.type(world_size)
     result = np.where(np.isnan(result), result.dtype.type(np.nan), result)
-    if final and dtype == "bfloat16":
-        return float32_to_bfloat16(result)
-    return result.astype(DTYPES[dtype][0 if final else 1])
+    bfloat16 = final and dtype == "bfloat16"
+    return float32_to_bfloat16(result) if bfloat16 else result.astype(DTYPES[dtype][0 if final else 1])
 
 
 class Memory:

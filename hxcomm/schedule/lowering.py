@@ -29,8 +29,10 @@ def lower(schedule: Schedule, private: bool) -> Schedule:
     if private:
         lowered = staged(schedule)
         # Staging resolves most aliasing by itself, since reads and writes go to different memory (one_shot).
-        aliased = schedule.in_place and any(_conflicts(schedule, transfers) for _, transfers in _rounds(schedule))
-        if aliased and any(_conflicts(lowered, transfers) for _, transfers in _rounds(lowered)):
+        aliased = schedule.in_place and any(
+            _conflicts(schedule, transfers) for _, transfers in schedule.numbered_rounds()
+        )
+        if aliased and any(_conflicts(lowered, transfers) for _, transfers in lowered.numbered_rounds()):
             lowered = staged(separated(schedule))
         return lowered
     apart = separated(schedule)
@@ -40,10 +42,6 @@ def lower(schedule: Schedule, private: bool) -> Schedule:
         yield from apart.rounds()
 
     return replace(apart, rounds=rounds, form="mapped")
-
-
-def _rounds(schedule: Schedule) -> Iterator[tuple[int, Sequence[Transfer]]]:
-    return schedule.numbered_rounds()
 
 
 def _conflicts(schedule: Schedule, transfers: Sequence[Transfer]) -> set[Location]:
@@ -67,7 +65,7 @@ def separated(schedule: Schedule) -> Schedule:
         return schedule
     chunks = {
         location.chunk
-        for _, transfers in _rounds(schedule)
+        for _, transfers in schedule.numbered_rounds()
         for location in _conflicts(schedule, transfers)
         if location.buffer == "input"
     }
@@ -76,7 +74,7 @@ def separated(schedule: Schedule) -> Schedule:
     aside = {chunk: schedule.scratch + index for index, chunk in enumerate(sorted(chunks))}
 
     def rounds() -> Iterator[Round]:
-        for _, transfers in _rounds(schedule):
+        for _, transfers in schedule.numbered_rounds():
             conflicts = {at for at in _conflicts(schedule, transfers) if at.buffer == "input"}
             instead = {at: Location(at.rank, "scratch", aside[at.chunk]) for at in conflicts}
             yield [
@@ -101,7 +99,7 @@ class _Sharing:
         self.canonical = schedule.canonical
         history: defaultdict[Location, list[tuple[int, str]]] = defaultdict(list)  # per round reads, then writes
         shared: set[Location] = set()
-        for number, transfers in _rounds(schedule):
+        for number, transfers in schedule.numbered_rounds():
             for transfer in transfers:
                 for at in transfer.sources:
                     if at[0] != transfer.rank and at[1] != "scratch":
@@ -152,7 +150,7 @@ def staged(schedule: Schedule) -> Schedule:
         yield [copy(at.rank, at, shadow[at]) for at in sharing.staged]
         newer: set[Location] = set()  # in the shadow than in the real location
         last = 0
-        for last, transfers in _rounds(schedule):
+        for last, transfers in schedule.numbered_rounds():
             out = [_through_shadows(transfer, last, sharing, newer) for transfer in transfers]
             for transfer in transfers:
                 for at in map(schedule.canonical, transfer.destinations):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from hxcomm.schedule.errors import ProofError
 from hxcomm.schedule.schedule import Location, Schedule, Transfer
 
-
 NO_COUNT = (
     "blocks may differ in count, so a transfer must have a chunk of its own rank's input or output among its locations"
 )

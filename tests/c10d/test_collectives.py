@@ -16,7 +16,7 @@ from torch_arrays import REDUCE_OPS, TORCH, from_torch, to_torch
 
 WORLD_SIZES = (1, 2, 3, 4)
 COUNTS = (0, 1, 33, 1021)
-LONG = 300_001  # several staging windows of the default size in every dtype
+LONG = 150_001  # several staging windows of the default size in every dtype
 
 Pool = Callable[[int], Any]
 
