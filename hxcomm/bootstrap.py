@@ -26,6 +26,7 @@ SEGMENT_BYTES = 16 << 30
 HANDSHAKE_TIMEOUT_MS = 10_000
 _WAIT_SLICE_S = 1.0  # between two looks at Ctrl-C and the deadline
 _MAX_HELLO_BYTES = 4096
+_DECLINED = b"!"  # in front of the reason of a rank that cannot take part; no hello and no nonce begins so
 _SCHEMA = {"version": int, "host": str, "pid": int, "address": str, "nonce": bytes, "control": int, "settings": str, "host_id": str}
 
 Planner = Callable[[str, str, str, int, int], tuple["_core.Plan", int]]
@@ -62,7 +63,10 @@ class Hello:
         """Raises ValueError saying which field is wrong."""
         if len(text) > _MAX_HELLO_BYTES:
             raise ValueError(f"rank {rank}'s hello has {len(text)} bytes, more than {_MAX_HELLO_BYTES}")
-        raw = msgpack.unpackb(bytes.fromhex(text.decode("ascii")), max_map_len=16, max_array_len=0, max_ext_len=0)
+        try:
+            raw = msgpack.unpackb(bytes.fromhex(text.decode("ascii")), max_map_len=16, max_array_len=0, max_ext_len=0)
+        except ValueError as error:
+            raise ValueError(f"rank {rank}'s hello cannot be read: {error}") from None
         if not isinstance(raw, dict) or raw.keys() != _SCHEMA.keys():
             raise ValueError(f"rank {rank}'s hello does not have the fields {', '.join(_SCHEMA)}")
         for field, kind in _SCHEMA.items():
@@ -102,7 +106,10 @@ class _Rendezvous:
         self.deadline = time.monotonic() + timeout_s
         # A program may destroy its groups and make them again over the same store: the keys of the n-th time that this
         # rank comes here carry n, so the leftovers of an earlier incarnation are never read.
-        self.prefix = f"hxcomm/{store.add(f'hxcomm/incarnations/{rank}', 1)}"
+        try:
+            self.prefix = f"hxcomm/{store.add(f'hxcomm/incarnations/{rank}', 1)}"
+        except RuntimeError as error:
+            self.fail(f"the store does not answer: {str(error).splitlines()[0][:200]}")
 
     def publish(self, key: str, value: str) -> None:
         self.store.set(f"{self.prefix}/{key}", value)
@@ -114,7 +121,8 @@ class _Rendezvous:
             remaining = self.deadline - time.monotonic()
             try:
                 self.store.wait([full], datetime.timedelta(seconds=max(0.01, min(remaining, _WAIT_SLICE_S))))
-                return self.store.get(full)
+                value = self.store.get(full)
+                break
             except RuntimeError as error:  # torch's DistStoreError and DistNetworkError among them
                 if remaining > 0 and "imeout" in str(error):
                     continue
@@ -122,6 +130,10 @@ class _Rendezvous:
                     f"rank {whose} did not come within {self.timeout_s:g} s (it has not started, has failed, or makes "
                     f"other groups in another order); the store says: {str(error).splitlines()[0][:200]}"
                 )
+
+        if value.startswith(_DECLINED):
+            self.fail(f"rank {whose} did not take part: {value[len(_DECLINED) :].decode(errors='replace')[:500]}")
+        return value
 
     def fail(self, what: str) -> NoReturn:
         from hxcomm.errors import InitError
@@ -157,6 +169,13 @@ def _connect(group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int
         )
 
 
+def decline(store: Store, *, name: str, rank: int, reason: str) -> None:
+    """Instead of create_group: this rank found that it cannot take part, so the others need not wait for it."""
+    meet = _Rendezvous(store, rank, name, timeout_s=0.0)
+    for key in (["nonce"] if rank == 0 else []) + [str(rank)]:
+        meet.publish(key, _DECLINED.decode() + reason)
+
+
 def create_group(
     store: Store,
     *,
@@ -178,7 +197,9 @@ def create_group(
     process = runtime()
     if rank == 0:
         meet.publish("nonce", str(secrets.randbits(63) | 1))
-    nonce = int(meet.fetch("nonce", 0))
+    text = meet.fetch("nonce", 0)
+    if not text.isdigit() or not 0 < (nonce := int(text)) < 1 << 63:
+        meet.fail(f"rank 0 published {text[:40]!r} as the group's nonce; is another version of hxcomm installed there?")
     spin_us = environment.SPIN_US.get()
     # A name for messages only: that two ranks share a host is proved by the handshake, or denied by HXCOMM_HOST_ID.
     host, host_id = socket.gethostname(), environment.HOST_ID.get() or ""

@@ -78,7 +78,11 @@ def _create(options: Any, pg_options: Any) -> Any:
     rank, world_size = options.group_rank, options.group_size
     name = options.group_id or "default"
     timeout_s = options.timeout.total_seconds()
-    planner = Planner(rank, Layout(world_size), name, asked, segment_bytes)
+    try:
+        planner = Planner(rank, Layout(world_size), name, asked, segment_bytes)
+    except ValueError as error:
+        bootstrap.decline(options.store, name=name, rank=rank, reason=str(error))
+        raise
     group = bootstrap.create_group(
         options.store,
         name=name,

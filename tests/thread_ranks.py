@@ -19,6 +19,7 @@ from hxcomm.schedule.ops import OPS
 from hxcomm.select import Layout, Planner
 
 TIMEOUT_S = 30.0
+JOIN_S = 150.0
 _SEGMENT = 64 << 20  # address space of one rank
 _nonces = iter(range(1, 1 << 30))
 
@@ -125,7 +126,7 @@ class ThreadRanks:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(4 * TIMEOUT_S)
+            thread.join(JOIN_S)
             assert not thread.is_alive(), "a rank is blocked beyond every deadline"
         return results
 

@@ -4,7 +4,9 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "core/clock.h"
@@ -12,11 +14,35 @@
 namespace hxcomm {
 namespace {
 
-constexpr int kBlocks = 8;
+// Enough that the median leaves out preemption, also of operations so long that a block is one of them.
+constexpr int kMaxBlocks = 64;
 // A rank that does not take part ends the probe after this long, and the group with it.
 constexpr int64_t kTimeoutNs = 60'000'000'000;
 
-uint64_t read_all(const std::vector<uint64_t>& words) {
+// Words that begin where torch's tensors do, at a cache line. Memory straight from malloc begins 16 bytes into a page,
+// the scratch at a page: loads then seem to depend on stores of the same low address bits, and 64 MiB took 26 ms
+// instead of 10.
+class Buffer {
+ public:
+  explicit Buffer(uint64_t nbytes)
+      : n_((nbytes + 63) / 64 * 8), words_(static_cast<uint64_t*>(std::aligned_alloc(64, n_ * sizeof(uint64_t)))) {
+    if (!words_) throw Error(ErrorKind::usage, "no memory for a buffer of " + std::to_string(nbytes) + " bytes");
+    clear();
+  }
+  void clear() { std::memset(words_.get(), 0, n_ * sizeof(uint64_t)); }
+  std::byte* data() const { return reinterpret_cast<std::byte*>(words_.get()); }
+  const uint64_t* begin() const { return words_.get(); }
+  const uint64_t* end() const { return words_.get() + n_; }
+
+ private:
+  struct Free {
+    void operator()(uint64_t* words) const { std::free(words); }
+  };
+  uint64_t n_;
+  std::unique_ptr<uint64_t[], Free> words_;
+};
+
+uint64_t read_all(const Buffer& words) {
   uint64_t sum = 0;
   for (const uint64_t word : words) sum += word;
   return sum;
@@ -30,11 +56,11 @@ double median(std::vector<double> values) {
 
 // Writes and reads the buffer as a program would; between the two, `between` is called.
 template <class Between>
-double loop_seconds(std::vector<uint64_t>& words, int iterations, bool touched, Between&& between) {
+double loop_seconds(Buffer& words, int iterations, bool touched, Between&& between) {
   volatile uint64_t sink = 0;
   const int64_t begin = now_ns();
   for (int i = 0; i < iterations; ++i) {
-    if (touched) std::memset(words.data(), 0, words.size() * sizeof(uint64_t));
+    if (touched) words.clear();
     between();
     if (touched) sink = sink + read_all(words);
   }
@@ -51,7 +77,8 @@ Floor::Floor(Group& group) : group_(group), driver_(group.driver_) {
 
 void Floor::publish(uint64_t value) { group_.own().line.progress.store(value, std::memory_order_release); }
 
-// As Group::spin, but it never sleeps: nobody rings.
+// Spins and yields as Group::spin does, then sleeps as a group's waiter does, but by the clock: nobody rings. Without
+// sleeping two ranks that the scheduler put on one core stay there.
 void Floor::wait_for(int rank, uint64_t value) {
   const std::atomic<uint64_t>& flag = group_.control(rank).line.progress;
   const std::atomic<uint64_t>& abort_word = group_.own().abort.word;
@@ -62,8 +89,12 @@ void Floor::wait_for(int rank, uint64_t value) {
       _mm_pause();
       continue;
     }
-    sched_yield();
-    if (i % 1024 != 0) continue;
+    if (i < group_.spin_pauses_ + group_.spin_yields_) {
+      sched_yield();
+      continue;
+    }
+    const timespec shortest{0, 1};
+    nanosleep(&shortest, nullptr);
     if (deadline == 0) deadline = now_ns() + kTimeoutNs;
     if (now_ns() > deadline)
       group_.abort(AbortCause::timeout, group_.rank(),
@@ -104,10 +135,10 @@ double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int
   if (count == 0 || iterations < 1)
     throw Error(ErrorKind::usage, "the floor needs at least one element and one iteration, not " +
                                       std::to_string(nbytes) + " bytes and " + std::to_string(iterations));
-  std::vector<uint64_t> words((nbytes + 63) / 64 * 8);
+  Buffer words(nbytes);
   Prepared prepared;
   prepared.count = count;
-  prepared.block = {reinterpret_cast<std::byte*>(words.data()), count};
+  prepared.block = {words.data(), count};
   Call call;
   call.op = OpCode::all_reduce;
   call.dtype = dtype;
@@ -129,11 +160,12 @@ double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int
     for (int r = 0; r < group.world_size(); ++r)
       prepared.scratch[parity].push_back(group.segments_[static_cast<size_t>(r)] +
                                          group.control(r).line.scratch_offset[parity].load(std::memory_order_relaxed));
-  const int each = (iterations + kBlocks - 1) / kBlocks;
+  const int n_blocks = std::min(iterations, kMaxBlocks);
+  const int each = (iterations + n_blocks - 1) / n_blocks;
   std::vector<double> blocks;
-  for (int b = 0; b < kBlocks; ++b) {
+  for (int b = 0; b < n_blocks; ++b) {
     const double touching = touched ? loop_seconds(words, each, true, [] {}) : 0.0;
-    floor.run_once(prepared, dtype);  // waits for the last rank
+    if (b == 0 || touched) floor.run_once(prepared, dtype);  // waits for the last rank
     blocks.push_back(loop_seconds(words, each, touched, [&] { floor.run_once(prepared, dtype); }) - touching);
   }
   return std::max(0.0, median(std::move(blocks)));
@@ -165,10 +197,11 @@ double Floor::hand_over_seconds(Group& group, int iterations) {
 }
 
 double copy_seconds(size_t nbytes, int iterations) {
-  std::vector<std::byte> from(std::max<size_t>(nbytes, 1)), to(from.size());
-  const int each = (std::max(1, iterations) + kBlocks - 1) / kBlocks;
+  const Buffer from(std::max<size_t>(nbytes, 1)), to(std::max<size_t>(nbytes, 1));
+  const int n_blocks = std::clamp(iterations, 1, kMaxBlocks);
+  const int each = (iterations + n_blocks - 1) / n_blocks;
   std::vector<double> blocks;
-  for (int b = 0; b < kBlocks; ++b) {
+  for (int b = 0; b < n_blocks; ++b) {
     std::memcpy(to.data(), from.data(), nbytes);
     const int64_t begin = now_ns();
     for (int i = 0; i < each; ++i) {

@@ -46,7 +46,8 @@ void ProcessGroup::run(Tensors& tensors, std::chrono::milliseconds timeout) {
   tensors.copy_back();
 }
 
-ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, Tensors call, std::chrono::milliseconds timeout, bool async_op) {
+ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, Tensors&& call, std::chrono::milliseconds timeout,
+                                          bool async_op) {
   if (timeout == c10d::kUnsetTimeout) timeout = timeout_;
   if (async_op) {
     std::vector<Tensors> calls;

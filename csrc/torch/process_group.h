@@ -50,7 +50,7 @@ class ProcessGroup final : public c10d::Backend {
   void run(Tensors& tensors, std::chrono::milliseconds timeout);
   // Runs the calls now (sync) or posts them. A call with a problem is refused: the peers are told, this rank raises.
   WorkPtr issue(c10d::OpType type, std::vector<Tensors> calls, std::chrono::milliseconds timeout, bool async_op);
-  WorkPtr issue(c10d::OpType type, Tensors call, std::chrono::milliseconds timeout, bool async_op);
+  WorkPtr issue(c10d::OpType type, Tensors&& call, std::chrono::milliseconds timeout, bool async_op);
   Tensors all_gather_call(const at::Tensor& output, const at::Tensor& input) const;
   Tensors reduce_scatter_call(const at::Tensor& output, const at::Tensor& input, const c10d::ReduceOp& op) const;
   void add_one_per_rank(Tensors& call, const List& tensors, bool output) const;

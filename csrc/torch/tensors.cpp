@@ -93,18 +93,17 @@ at::Tensor Tensors::contiguous(const at::Tensor& tensor, bool read, bool written
   return own;
 }
 
-void Tensors::add_blocks(std::vector<ApiBlock>& to, const at::Tensor& tensor, int blocks) {
+void Tensors::add_blocks(Blocks& to, const at::Tensor& tensor, int blocks) {
   if (!problem_.empty()) return;
   if (tensor.numel() % blocks != 0)
     return fail("a tensor of " + std::to_string(tensor.numel()) + " elements cannot be shared equally by " +
                 std::to_string(blocks) + " ranks");
   const auto count = static_cast<uint64_t>(tensor.numel() / blocks);
   auto* data = static_cast<std::byte*>(tensor.data_ptr());
-  for (int i = 0; i < blocks; ++i)
-    to.push_back({data + static_cast<size_t>(i) * count * tensor.element_size(), count});
+  for (int i = 0; i < blocks; ++i) to.push_back({data + static_cast<size_t>(i) * count * tensor.element_size(), count});
 }
 
-void Tensors::add_rows(std::vector<ApiBlock>& to, const at::Tensor& tensor, const std::vector<int64_t>& rows) {
+void Tensors::add_rows(Blocks& to, const at::Tensor& tensor, const std::vector<int64_t>& rows) {
   if (!problem_.empty()) return;
   const int64_t available = tensor.dim() == 0 ? 1 : tensor.size(0);
   int64_t total = 0;
@@ -124,7 +123,9 @@ void Tensors::add_rows(std::vector<ApiBlock>& to, const at::Tensor& tensor, cons
   }
 }
 
-void Tensors::add_input(const at::Tensor& tensor, int blocks) { add_blocks(input_, contiguous(tensor, true, false), blocks); }
+void Tensors::add_input(const at::Tensor& tensor, int blocks) {
+  add_blocks(input_, contiguous(tensor, true, false), blocks);
+}
 
 void Tensors::add_output(const at::Tensor& tensor, int blocks) {
   add_blocks(output_, contiguous(tensor, false, true), blocks);

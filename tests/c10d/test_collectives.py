@@ -164,7 +164,9 @@ def functional_forms(rank: int, world_size: int) -> None:
     assert torch.equal(functional.all_reduce(mine, "sum", world) + 0, torch.full((2, 3), float(sum(range(world_size)))))
     parts = functional.reduce_scatter_tensor(torch.ones(2 * world_size, 3), "sum", 0, world)
     assert torch.equal(parts + 0, torch.full((2, 3), float(world_size)))
-    many = functional.reduce_scatter_tensor_coalesced([torch.ones(world_size, 1), torch.ones(world_size, 4)], "sum", [0, 0], world)
+    many = functional.reduce_scatter_tensor_coalesced(
+        [torch.ones(world_size, 1), torch.ones(world_size, 4)], "sum", [0, 0], world
+    )
     assert all(bool((part + 0 == world_size).all()) for part in many)
     root = functional.broadcast(mine, world_size - 1, world)
     assert torch.equal(root + 0, torch.full((2, 3), world_size - 1.0))

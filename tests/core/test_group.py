@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 import mmap
-import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import exact
 import numpy as np
 import pytest
 from exact import Array
-from thread_ranks import ThreadRanks, call
+from thread_ranks import TIMEOUT_S, ThreadRanks, call
 
 from hxcomm import _core, algorithms, interpreted
 from hxcomm.errors import AbortedError, InitError, MismatchError
@@ -37,13 +37,20 @@ def arrays(
 
 
 def check_one(
-    op: str, dtype: str, reduce_op: str, rank: int, group: _core.Group, root: int, count: int
+    op: str,
+    dtype: str,
+    reduce_op: str,
+    rank: int,
+    group: _core.Group,
+    root: int,
+    count: int,
+    timeout_s: float = TIMEOUT_S,
 ) -> None:
     """One call; asserts the exact result, and that inputs are as they were wherever the op does not write them."""
     n = group.world_size
     given, taken = arrays(op, dtype, reduce_op, rank, n, root, count)
     before = [array.copy() for array in given]
-    group.run(call(op, dtype, given, taken, reduce_op=reduce_op, root=root, count=count))
+    group.run(call(op, dtype, given, taken, reduce_op=reduce_op, root=root, count=count, timeout_s=timeout_s))
     expected = exact.outputs(op, dtype, reduce_op, rank, n, root, count)
     what = f"{op} {dtype} {reduce_op}, {count} elements, root {root}, rank {rank} of {n}"
     for block, array in enumerate(expected or []):
@@ -87,7 +94,7 @@ def many_ranks() -> list[tuple[str, str, int]]:
     cases = [(op, name) for op, name in EVERY_ALGORITHM if op in ("all_reduce", "broadcast", "all_gather")]
     return [
         *[(op, name, 33) for op, name in cases],
-        *[(op, name, 65) for op, name in cases if name != "ring"],
+        *[(op, name, 65) for op, name in cases if name not in ("ring", "two_shot")],
         *[(op, name, 130) for op, name in cases if op == "broadcast" or name == "one_shot"],
     ]
 
@@ -98,7 +105,7 @@ def test_many_ranks_give_the_exact_result(op: str, algorithm: str, world_size: i
 
     def sweep(rank: int, group: _core.Group) -> None:
         for dtype, count in (("float32", 1021), ("uint8", 7), ("bfloat16", 1)):
-            check_one(op, dtype, "sum", rank, group, root, count)
+            check_one(op, dtype, "sum", rank, group, root, count, timeout_s=120.0)  # the plans take most of it
 
     with ThreadRanks(world_size, algorithms={op: algorithm}, runtimes=8, window_bytes=1 << 16) as ranks:
         ranks.each(sweep)
@@ -110,8 +117,9 @@ def random_bits(dtype: str, rank: int, count: int) -> Array:
     if dtype in ("float16", "bfloat16", "float32", "float64"):
         numbers = rng.standard_normal(count) * 10.0 ** rng.integers(-2, 3, count)
         numbers[::97] = np.inf
-        numbers[5::89] = np.nan
-        return exact.store(numbers, dtype) if dtype != "bfloat16" else exact.store(np.nan_to_num(numbers), dtype)
+        if dtype != "bfloat16":  # its NaN would need care in exact.store; the kernels' own test has them
+            numbers[5::89] = np.nan
+        return exact.store(numbers, dtype)
     return rng.integers(0, 2 if dtype == "bool" else 256, count).astype(exact.STORED[dtype])
 
 
@@ -170,7 +178,9 @@ def test_groups_may_be_posted_in_any_order() -> None:
         for turn in range(20):
             order = [(rank + turn + i) % 3 for i in range(3)]
             buffers = [np.full(counts[g], rank + g + 1, np.int64) for g in range(3)]
-            posted = {g: every[g].groups[rank].post(call("all_reduce", "int64", [buffers[g]], [buffers[g]])) for g in order}
+            posted = {
+                g: every[g].groups[rank].post(call("all_reduce", "int64", [buffers[g]], [buffers[g]])) for g in order
+            }
             for g in reversed(order):
                 every[g].groups[rank].wait(posted[g])
                 assert (buffers[g] == sum(r + g + 1 for r in range(n))).all()
@@ -224,23 +234,26 @@ def test_memory_is_given_back_when_all_have_left() -> None:
         assert sum(allocated) == baseline
 
 
-def test_scratch_stays_while_a_peer_has_not_left() -> None:
-    first = ThreadRanks(2)
-    ranks = ThreadRanks(2, runtimes=first.runtimes)
+def test_memory_stays_while_a_peer_has_not_left() -> None:
+    ranks = ThreadRanks(2)
     assert ranks.all_reduce_works()
-    held = first.runtimes[0].allocated_bytes
+    runtime, peer = ranks.runtimes[0], ranks.groups[1]
+    held = runtime.allocated_bytes
+
+    def other_group() -> _core.Group:
+        return _core.Group(runtime, name="other", rank=0, world_size=1, label="rank 0", nonce=1)
+
     ranks.groups[0].leave()
-    peer = ranks.groups[1]
     ranks.groups.clear()
     gc.collect()
-    assert first.runtimes[0].allocated_bytes == held, "rank 1 is still a member and may read rank 0's scratch"
+    probe = other_group()  # making a group looks for memory that nobody uses any more
+    assert runtime.allocated_bytes > held, "rank 1 is still a member and may read rank 0's scratch"
+    del probe
     peer.leave()
-    del peer, ranks
     gc.collect()
-    other = ThreadRanks(2, runtimes=first.runtimes)
-    assert first.runtimes[0].allocated_bytes == held - 16384 + 0 or first.runtimes[0].allocated_bytes < held
-    other.__exit__(None, None, None)
-    first.__exit__(None, None, None)
+    probe = other_group()
+    assert runtime.allocated_bytes < held
+    del probe
 
 
 def test_a_full_segment_is_an_error_that_names_sizes() -> None:
@@ -326,7 +339,10 @@ def split(world_size: int, rank: int, other: int) -> int:
 def test_unequal_all_to_all_moves_each_pair_its_own_count(world_size: int) -> None:
     def run(rank: int, group: _core.Group) -> None:
         for dtype in exact.DTYPES:
-            sent = [exact.store(exact.numbers(dtype, "sum", rank, o, split(world_size, rank, o)), dtype) for o in range(world_size)]
+            sent = [
+                exact.store(exact.numbers(dtype, "sum", rank, o, split(world_size, rank, o)), dtype)
+                for o in range(world_size)
+            ]
             got = [np.full(split(world_size, o, rank), 9, exact.STORED[dtype]) for o in range(world_size)]
             group.run(call("all_to_all", dtype, sent, got, uneven=True))
             for other in range(world_size):
@@ -357,13 +373,10 @@ class Page:
     """The control page of a rank, found as any process with the memfd could: through /proc/self/fd."""
 
     def __init__(self, runtime: _core.Runtime, offset: int) -> None:
-        for fd in os.listdir("/proc/self/fd"):
-            try:
-                if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:hxcomm"):
-                    continue
-            except OSError:
+        for fd in Path("/proc/self/fd").iterdir():
+            if not (fd.is_symlink() and str(fd.readlink()).startswith("/memfd:hxcomm")):
                 continue
-            memory = mmap.mmap(int(fd), 0)
+            memory = mmap.mmap(int(fd.name), 0)
             if runtime.nonce in memory[:64]:
                 self.memory, self.offset = memory, offset
                 return

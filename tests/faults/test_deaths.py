@@ -49,7 +49,9 @@ def die_one_by_one(rank: int, world_size: int) -> list[tuple[str, str, int]]:
     store = master_store()
     for turn, way in enumerate(WAYS.values()):
         n = world_size - turn
-        dist.init_process_group("hxcomm", store=dist.PrefixStore(str(turn), store), rank=rank, world_size=n, timeout=NEVER)
+        dist.init_process_group(
+            "hxcomm", store=dist.PrefixStore(str(turn), store), rank=rank, world_size=n, timeout=NEVER
+        )
         pids: list[Any] = [None] * n
         dist.all_gather_object(pids, os.getpid())
         if rank == n - 1:
@@ -67,7 +69,7 @@ def die_one_by_one(rank: int, world_size: int) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize("spin_us", ["0", "auto", "1000000"])
 def test_survivors_raise_peer_failed_naming_rank_pid_and_signal(run_ranks: Run, spin_us: str) -> None:
     n = len(WAYS) + 1
-    expect = {rank: signal.SIGKILL for rank in range(1, n)}
+    expect = dict.fromkeys(range(1, n), signal.SIGKILL)
     survivor = run_ranks(die_one_by_one, n, backend=None, env={"HXCOMM_SPIN_US": spin_us}, expect=expect)[0]
     assert len(survivor) == len(WAYS)
     for turn, (kind, message, pid) in enumerate(survivor):
@@ -162,7 +164,7 @@ def write_and_die(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_nothing_is_left_behind_when_every_rank_is_killed(run_ranks: Run, tmp_path: Path) -> None:
-    run_ranks(write_and_die, 3, str(tmp_path), expect={rank: signal.SIGKILL for rank in range(3)})
+    run_ranks(write_and_die, 3, str(tmp_path), expect=dict.fromkeys(range(3), signal.SIGKILL))
     sockets = Path("/proc/net/unix").read_text()
     for rank in range(3):
         pid, address = (tmp_path / str(rank)).read_text().split()
@@ -176,8 +178,8 @@ def usage() -> dict[str, int]:
     from hxcomm import bootstrap
 
     return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
         "mappings": Path("/proc/self/maps").read_text().count("memfd:hxcomm"),
         "shared bytes": bootstrap.runtime().allocated_bytes,
     }

@@ -60,7 +60,11 @@ MISMATCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any], tuple[str, str
         ("avg", "sum"),
     ),
     "root": (lambda: dist.broadcast(torch.ones(8), 1), lambda: dist.broadcast(torch.ones(8), 2), ("| 1 ", "| 2 ")),
-    "algorithm": (lambda: dist.all_reduce(torch.ones(777)), lambda: dist.all_reduce(torch.ones(777)), ("ring", "two_shot")),
+    "algorithm": (
+        lambda: dist.all_reduce(torch.ones(777)),
+        lambda: dist.all_reduce(torch.ones(777)),
+        ("ring", "two_shot"),
+    ),
 }
 
 
@@ -177,7 +181,9 @@ def late_rank(rank: int, world_size: int, how: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("how", "op_timeout_s"), [("op", 1.0), ("wait", 600.0)])
-def test_a_timeout_names_the_missing_rank_and_ends_the_group_only(rank_pool: Pool, how: str, op_timeout_s: float) -> None:
+def test_a_timeout_names_the_missing_rank_and_ends_the_group_only(
+    rank_pool: Pool, how: str, op_timeout_s: float
+) -> None:
     results = rank_pool(2).run(late_rank, how, op_timeout_s=op_timeout_s)
     for errors in results:
         assert [name for name, _ in errors] == ["CommTimeoutError"] * 2, errors
