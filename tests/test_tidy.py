@@ -265,6 +265,8 @@ def cpp_bodies(source: str) -> Iterator[tuple[int, int]]:
         head = re.match(r"( *)(?!namespace\b|class\b|struct\b|enum\b|extern\b)\w", lines[first])
         if head is None or re.match(r" *(if|for|while|switch|else|do|catch|try|return)\b", lines[first]):
             continue
+        if "(" not in lines[first]:  # a chain of calls with a lambda among them, not the head of a function
+            continue
         end = next((i for i in range(first + 1, len(lines)) if lines[i].startswith(head[1] + "}")), first)
         yield first + 1, end - first + 1
 

@@ -38,7 +38,7 @@ using ApiOnFinish = void (*)(void* context, int kind, const char* message);
 struct Api {
   uint32_t version;
   const char* (*message)();
-  void* (*retain)(void* group);   // a group of its own to keep, to be given back with release
+  void* (*retain)(void* group);  // a group of its own to keep, to be given back with release
   void (*release)(void* group);
   int (*run)(void* group, const ApiCall* call);  // blocks until done; blocks' memory must live that long
   // As run, but returns at once; on_finish(context, error kind, message) is called once, from any thread and perhaps
@@ -49,7 +49,7 @@ struct Api {
   void (*release_op)(void* op);
   // A call that this rank refuses before it is posted: peers raise MismatchError quoting `reason`.
   void (*refuse)(void* group, const ApiCall* call, const char* reason);
-  const char* (*unsupported)(int dtype, int reduce_op);    // null, or why this pair cannot be reduced
+  const char* (*unsupported)(int dtype, int reduce_op);  // null, or why this pair cannot be reduced
   void (*abort)(void* group, const char* reason);
   void (*leave)(void* group);
   uint64_t (*sequence)(void* group);  // of the next collective

@@ -33,8 +33,8 @@ const char* op_name(OpCode op);
 
 enum class DeviceKind : uint8_t { cpu = 0 };
 
-// The blocks of one buffer. One is kept in place, because that is what all_reduce has, and an allocation costs as much as
-// a tenth of a whole small operation.
+// The blocks of one buffer. One is kept in place, because that is what all_reduce has, and an allocation costs as much
+// as a tenth of a whole small operation.
 class Blocks {
  public:
   void push_back(Block block) {
@@ -77,11 +77,11 @@ struct Call {
   DeviceKind device = DeviceKind::cpu;
   bool uneven = false;  // all_to_all with counts that differ by pair; compared pair by pair from the descriptors
   int32_t root = -1;
-  uint64_t count = 0;           // elements of one block, equal on every rank (0 where uneven)
-  Blocks input;   // as many as the plan's layout has blocks here
+  uint64_t count = 0;  // elements of one block, equal on every rank (0 where uneven)
+  Blocks input;        // as many as the plan's layout has blocks here
   Blocks output;
-  Shape shape;    // of the caller's tensor
-  int64_t timeout_ns = 0;       // from the moment the call is posted
+  Shape shape;             // of the caller's tensor
+  int64_t timeout_ns = 0;  // from the moment the call is posted
 };
 
 // What a group has done so far with one algorithm of one op. Written by the group's driver, read by anybody.
@@ -130,7 +130,7 @@ struct Op {
   uint64_t first_sequence = 0;  // of the first: the one messages name
   uint64_t low = 0;             // the window's first element
   uint64_t window = 0;
-  uint64_t longest = 0;         // elements of the longest block on any rank
+  uint64_t longest = 0;  // elements of the longest block on any rank
   int next_peer = 0;
   Execution execution;
 

@@ -7,9 +7,8 @@
 namespace hxcomm {
 namespace {
 
-constexpr const char* kOpNames[kOpCodes] = {"all_reduce",     "broadcast", "reduce",  "all_gather",
-                                            "reduce_scatter", "gather",    "scatter", "all_to_all",
-                                            "barrier"};
+constexpr const char* kOpNames[kOpCodes] = {"all_reduce", "broadcast", "reduce",     "all_gather", "reduce_scatter",
+                                            "gather",     "scatter",   "all_to_all", "barrier"};
 
 uint64_t mix(uint64_t hash, uint64_t value) {
   // The multiply-xorshift round of splitmix64: every input bit reaches every output bit.
@@ -46,7 +45,9 @@ std::vector<std::string> row(const std::string& label, const Descriptor& d) {
   return {label,
           d.op < kOpCodes ? kOpNames[d.op] : "?",
           data && d.dtype < kDTypes ? dtype_name(static_cast<DType>(d.dtype)) : "-",
-          !data ? "-" : d.uneven != 0 ? "uneven" : std::to_string(d.count),
+          !data           ? "-"
+          : d.uneven != 0 ? "uneven"
+                          : std::to_string(d.count),
           data ? shape_text(d) : "-",
           reduces(d.op) && d.reduce_op < kReduceOps ? reduce_op_name(static_cast<ReduceOp>(d.reduce_op)) : "-",
           d.root >= 0 ? std::to_string(d.root) : "-",
@@ -108,9 +109,9 @@ uint64_t fingerprint(const Op& op, bool with_shape) {
   // AVG divides and so differs from SUM even where it moves the same bytes; only reducing ops have a reduce op.
   const uint64_t reduce_op = reduces(static_cast<uint8_t>(call.op)) ? static_cast<uint64_t>(call.reduce_op) : 0;
   uint64_t hash = mix(op.choice.plan->hash, op.sequence);
-  hash = mix(hash, (uint64_t{static_cast<uint8_t>(call.op)} << 56) | (uint64_t{static_cast<uint8_t>(call.dtype)} << 48) |
-                       (reduce_op << 40) | (uint64_t{static_cast<uint8_t>(call.device)} << 32) |
-                       static_cast<uint32_t>(call.root));
+  hash = mix(hash, (uint64_t{static_cast<uint8_t>(call.op)} << 56) |
+                       (uint64_t{static_cast<uint8_t>(call.dtype)} << 48) | (reduce_op << 40) |
+                       (uint64_t{static_cast<uint8_t>(call.device)} << 32) | static_cast<uint32_t>(call.root));
   hash = mix(hash, call.uneven ? ~uint64_t{0} : call.count);
   hash = mix(hash, op.choice.segment_bytes);
   if (with_shape)
@@ -128,11 +129,12 @@ std::string mismatch_table(Control* const* controls, int world_size, uint64_t se
     refused = refused || copy.refused != 0;
     rows.push_back(row(labels[static_cast<size_t>(r)], copy));
   }
-  const std::string what = refused ? "a rank refused its call, so no rank's was carried out"
-                                   : "the ranks called different collectives";
+  const std::string what =
+      refused ? "a rank refused its call, so no rank's was carried out" : "the ranks called different collectives";
   return what + "; nothing was sent and the group stays usable. Collective #" + std::to_string(sequence) +
          " of this group:" + table(rows) +
-         "\nMake every rank issue the same collectives in the same order with the same dtype, count, reduce op and root.";
+         "\nMake every rank issue the same collectives in the same order with the same dtype, count, reduce op and "
+         "root.";
 }
 
 std::string compare_uneven(Control* const* controls, int world_size, uint64_t sequence,
@@ -145,9 +147,9 @@ std::string compare_uneven(Control* const* controls, int world_size, uint64_t se
       const uint64_t expected = counts(to)[world_size + from];
       *longest = std::max(*longest, sent);
       if (sent != expected)
-        return "the split sizes of all_to_all #" + std::to_string(sequence) + " do not fit together: " +
-               labels[static_cast<size_t>(from)] + " sends " + std::to_string(sent) + " elements to " +
-               labels[static_cast<size_t>(to)] + ", which expects " + std::to_string(expected) +
+        return "the split sizes of all_to_all #" + std::to_string(sequence) +
+               " do not fit together: " + labels[static_cast<size_t>(from)] + " sends " + std::to_string(sent) +
+               " elements to " + labels[static_cast<size_t>(to)] + ", which expects " + std::to_string(expected) +
                "; nothing was sent and the group stays usable. input_split_sizes[j] on rank i must equal "
                "output_split_sizes[i] on rank j.";
     }

@@ -1,7 +1,8 @@
 // What a rank says about its call, for its peers to read when fingerprints differ (and, for uneven calls, always).
 //
 // Two per rank and group, by parity of the sequence, behind the rank's line. Written by its rank before it publishes
-// its arrival. A peer copies one once, with bounded reads, and checks every number in it: it is another process's memory.
+// its arrival. A peer copies one once, with bounded reads, and checks every number in it: it is another process's
+// memory.
 #pragma once
 
 #include <array>

@@ -61,8 +61,8 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   lines_[me]->membership.store(config_.nonce, std::memory_order_release);
 
   const bool oversubscribed = config_.world_size > usable_cores();
-  // A pause takes 40 to 70 cycles (140 on newer Intel cores), so 1,500 are 20 to 60 us: longer than any hand-over, short
-  // against a sleep and wake-up (50 us and more in a virtual machine).
+  // A pause takes 40 to 70 cycles (140 on newer Intel cores), so 1,500 are 20 to 60 us: longer than any hand-over,
+  // short against a sleep and wake-up (50 us and more in a virtual machine).
   spin_pauses_ = oversubscribed ? 16 : 1500;
   spin_yields_ = oversubscribed ? 200 : 20;
   if (config_.spin_ns >= 0) {
@@ -132,8 +132,7 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
     const size_t n = std::min(text.size(), Control::kReasonBytes - 1);
     std::memcpy(own().reason, text.data(), n);
     own().reason[n] = '\0';
-    const uint64_t word =
-        abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
+    const uint64_t word = abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
     // Our own word first: if a peer's abort got here before ours, that one is the cause that all will name.
     uint64_t none = 0;
     if (!own().abort.word.compare_exchange_strong(none, word, std::memory_order_acq_rel)) return;
@@ -167,7 +166,9 @@ void Group::leave() {
   complete(finished);
 }
 
-bool Group::alive() const { return !left_.load() && !forked() && own().abort.word.load(std::memory_order_acquire) == 0; }
+bool Group::alive() const {
+  return !left_.load() && !forked() && own().abort.word.load(std::memory_order_acquire) == 0;
+}
 
 std::string Group::reason_of(uint64_t word) const {
   const auto origin = static_cast<size_t>(abort_origin(word));
@@ -182,7 +183,8 @@ std::string Group::reason_of(uint64_t word) const {
   if (subject >= controls_.size()) return "the group was ended by a rank that is gone";
   switch (abort_cause(word)) {
     case AbortCause::peer_died:
-      return config_.labels[subject] + " " + (peers_[subject] && peers_[subject]->dead ? peers_[subject]->death : "died");
+      return config_.labels[subject] + " " +
+             (peers_[subject] && peers_[subject]->dead ? peers_[subject]->death : "died");
     case AbortCause::peer_left:
       return config_.labels[subject] + " has left the group";
     case AbortCause::timeout:
@@ -198,8 +200,9 @@ std::unique_ptr<Error> Group::failure(const Op* op) const {
   const uint64_t word = own().abort.word.load(std::memory_order_acquire);
   std::string text = reason_of(word);
   if (op != nullptr)
-    text = std::string(op_name(op->call.op)) + (op->first_sequence > 0 ? " #" + std::to_string(op->first_sequence) : "") +
-           " on " + config_.labels[static_cast<size_t>(config_.rank)] + " ended: " + text;
+    text = std::string(op_name(op->call.op)) +
+           (op->first_sequence > 0 ? " #" + std::to_string(op->first_sequence) : "") + " on " +
+           config_.labels[static_cast<size_t>(config_.rank)] + " ended: " + text;
   text += ". Group '" + config_.name + "' is closed: ";
   text += abort_cause(word) == AbortCause::timeout
               ? "find out what the ranks it waited for were doing, or create the group with a longer timeout."
@@ -215,7 +218,8 @@ size_t Group::KeyHash::operator()(const ChoiceKey& key) const {
 }
 
 Choice Group::choose(const Call& call) {
-  const ChoiceKey key{call.op, call.dtype, call.reduce_op, call.root, call.uneven ? 0 : call.count * item_size(call.dtype)};
+  const ChoiceKey key{call.op, call.dtype, call.reduce_op, call.root,
+                      call.uneven ? 0 : call.count * item_size(call.dtype)};
   {
     std::lock_guard lock(planner_mutex_);
     if (const auto it = choices_.find(key); it != choices_.end()) return it->second;
@@ -248,9 +252,10 @@ bool Group::forked() const { return forks.load(std::memory_order_relaxed) != for
 
 void Group::refuse_after_fork() const {
   if (forked())
-    throw Error(ErrorKind::usage, "group '" + config_.name +
-                                      "' belongs to the parent of this forked process: shared memory and threads do "
-                                      "not survive a fork. Use the 'spawn' start method, or make a group of its own here.");
+    throw Error(ErrorKind::usage,
+                "group '" + config_.name +
+                    "' belongs to the parent of this forked process: shared memory and threads do "
+                    "not survive a fork. Use the 'spawn' start method, or make a group of its own here.");
 }
 
 std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
@@ -266,7 +271,8 @@ std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_
     const Plan& plan = *op->choice.plan;
     if (op->call.input.size() < static_cast<size_t>(plan.own_input_blocks) ||
         op->call.output.size() < static_cast<size_t>(plan.own_output_blocks))
-      throw Error(ErrorKind::usage, std::string(op_name(op->call.op)) + " was called with fewer tensors than its plan has blocks");
+      throw Error(ErrorKind::usage,
+                  std::string(op_name(op->call.op)) + " was called with fewer tensors than its plan has blocks");
   } catch (const Error& error) {
     refuse(op->call, error.message());
     throw;

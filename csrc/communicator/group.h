@@ -28,7 +28,7 @@ struct GroupConfig {
   std::vector<std::string> labels;  // "rank 3 (host b, pid 8286)", for messages
   uint64_t nonce = 1;               // equal on every rank, never used before, not 0
   uint64_t first_sequence = 1;
-  int64_t spin_ns = -1;             // how long a waiter spins before it sleeps; -1: chosen from cores and ranks
+  int64_t spin_ns = -1;  // how long a waiter spins before it sleeps; -1: chosen from cores and ranks
   bool compare_shapes = false;
 };
 
@@ -108,7 +108,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::vector<std::shared_ptr<Peer>> peers_;  // own rank: null
   std::vector<Control*> controls_;
   std::vector<Line*> lines_;
-  std::vector<std::byte*> segments_;          // base of each rank's segment
+  std::vector<std::byte*> segments_;  // base of each rank's segment
   std::vector<size_t> segment_bytes_;
   std::shared_ptr<TransferHook> hook_;
   uint64_t death_token_ = 0;
@@ -120,7 +120,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::deque<std::shared_ptr<Op>> queue_;
   std::atomic<int> posted_{0};
 
-  std::mutex driver_;  // held by the one thread that advances the head; the fields below are its
+  std::mutex driver_;                // held by the one thread that advances the head; the fields below are its
   std::vector<std::byte*> scratch_;  // where each rank's scratch of the head's parity lies
   struct Slot {
     uint64_t offset = 0;

@@ -19,7 +19,8 @@ uint64_t window_for(const Op& op) {
   uint64_t window = std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
   // Unequal counts are not known everywhere yet, so the window must not depend on them.
   if (!op.call.uneven) window = std::min(window, op.call.count);
-  while (window > 64 && static_cast<size_t>(plan.scratch_chunks) * scratch_stride(plan, dtype, window) > kMaxScratchBytes)
+  while (window > 64 &&
+         static_cast<size_t>(plan.scratch_chunks) * scratch_stride(plan, dtype, window) > kMaxScratchBytes)
     window /= 2;
   return window;
 }
@@ -126,8 +127,7 @@ Group::Step Group::judge(Op& op) {
       if (!text.empty()) throw Error(ErrorKind::mismatch, text);
     }
   }
-  const size_t needed =
-      static_cast<size_t>(op.choice.plan->scratch_chunks) * op.execution.binding().scratch_stride;
+  const size_t needed = static_cast<size_t>(op.choice.plan->scratch_chunks) * op.execution.binding().scratch_stride;
   for (int r = 0; r < n; ++r) {
     if (r == config_.rank) continue;
     const auto i = static_cast<size_t>(r);

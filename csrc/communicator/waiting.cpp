@@ -115,7 +115,8 @@ void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
     const uint32_t doorbell = endpoint_->announce_sleep();
     bool signalled = false;
     if (!progress_->advance_all() && !op->finished.load(std::memory_order_acquire))
-      signalled = !endpoint_->sleep(doorbell, std::clamp<int64_t>(std::min(deadline, op->deadline_ns) - now_ns(), 0, kLookUpNs));
+      signalled = !endpoint_->sleep(doorbell,
+                                    std::clamp<int64_t>(std::min(deadline, op->deadline_ns) - now_ns(), 0, kLookUpNs));
     endpoint_->withdraw_sleep();
 
     const int64_t now = now_ns();
@@ -124,7 +125,8 @@ void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
       if (!stopped_by_signal && progress_->interrupted && progress_->interrupted()) {
         stopped_by_signal = true;
         abort(AbortCause::interrupted, config_.rank,
-              config_.labels[static_cast<size_t>(config_.rank)] + " was interrupted by a signal (Ctrl-C) while it waited");
+              config_.labels[static_cast<size_t>(config_.rank)] +
+                  " was interrupted by a signal (Ctrl-C) while it waited");
       }
     }
     if (now > deadline && !op->finished.load(std::memory_order_acquire))

@@ -1,6 +1,7 @@
 #include "core/reduce.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "core/errors.h"
@@ -16,15 +17,26 @@ namespace {
 constexpr size_t kCopyPiece = 16 * 1024;
 
 using Kernel = void (*)(const Reduction&, size_t begin, size_t end);
+using Copy = void (*)(void* destination, const void* source, size_t nbytes);
 
 struct Kernels {
   Kernel run;
+  Copy copy;
   const char* name;
 };
 
-constexpr Kernels kScalar{reduce_scalar, "scalar"};
+void copy_scalar(void* destination, const void* source, size_t nbytes) { std::memcpy(destination, source, nbytes); }
+
+constexpr Kernels kScalar{reduce_scalar, copy_scalar, "scalar"};
 #if defined(__x86_64__)
-constexpr Kernels kAvx2{reduce_avx2, "avx2"};
+// glibc's memcpy takes `rep movsb` from some KiB on where the CPU claims it is fast. On Zen 3 that is 15 % faster than
+// AVX2 where source and destination lie alike in their cache lines, and four times slower where they do not, as with
+// everything from malloc (a staged all_reduce of 16 MiB took 4.5 ms instead of 1.2).
+void copy_either(void* destination, const void* source, size_t nbytes) {
+  const bool alike = ((reinterpret_cast<uintptr_t>(destination) ^ reinterpret_cast<uintptr_t>(source)) & 63) == 0;
+  (alike ? copy_scalar : copy_avx2)(destination, source, nbytes);
+}
+constexpr Kernels kAvx2{reduce_avx2, copy_either, "avx2"};
 bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 #else
 constexpr Kernels kAvx2 = kScalar;
@@ -46,7 +58,7 @@ void copy(const void* source, void* const* destinations, int n_destinations, siz
     const std::byte* from = static_cast<const std::byte*>(source) + at;
     for (int d = 0; d < n_destinations; ++d)
       if (destinations[d] != source)
-        std::memcpy(static_cast<std::byte*>(destinations[d]) + at, from, std::min(piece, nbytes - at));
+        chosen.copy(static_cast<std::byte*>(destinations[d]) + at, from, std::min(piece, nbytes - at));
   }
 }
 

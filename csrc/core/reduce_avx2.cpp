@@ -206,5 +206,29 @@ void reduce_avx2(const Reduction& r, size_t begin, size_t end) {
   kFolds.of[static_cast<int>(r.spec.dtype)][static_cast<int>(r.spec.op)](r, begin, end);
 }
 
+void copy_avx2(void* destination, const void* source, size_t nbytes) {
+  auto* to = static_cast<unsigned char*>(destination);
+  const auto* from = static_cast<const unsigned char*>(source);
+  if (nbytes < 256) {
+    __builtin_memcpy(to, from, nbytes);
+    return;
+  }
+  // The first 32 bytes unaligned, then stores that never cross a cache line; the last 128 unaligned again.
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  const size_t first = 32 - (reinterpret_cast<uintptr_t>(to) & 31);
+  const auto copy_128 = [&](size_t at) {
+    const auto* f = reinterpret_cast<const __m256i*>(from + at);
+    auto* t = reinterpret_cast<__m256i*>(to + at);
+    const __m256i a = _mm256_loadu_si256(f), b = _mm256_loadu_si256(f + 1);
+    const __m256i c = _mm256_loadu_si256(f + 2), d = _mm256_loadu_si256(f + 3);
+    _mm256_storeu_si256(t, a);
+    _mm256_storeu_si256(t + 1, b);
+    _mm256_storeu_si256(t + 2, c);
+    _mm256_storeu_si256(t + 3, d);
+  };
+  for (size_t at = first; at + 128 <= nbytes; at += 128) copy_128(at);
+  copy_128(nbytes - 128);
+}
+
 }  // namespace hxcomm
 #endif

@@ -31,6 +31,7 @@ struct Reduction {
 void reduce_scalar(const Reduction& r, size_t begin, size_t end);
 #if defined(__x86_64__)
 void reduce_avx2(const Reduction& r, size_t begin, size_t end);
+void copy_avx2(void* destination, const void* source, size_t nbytes);  // they must not overlap
 #endif
 
 namespace {

@@ -1,34 +1,36 @@
-"""A group of ranks running streams of ops through the protocol, one load or store of one element at a time.
+"""A group of ranks in the protocol, one load or store of one element at a time.
 
-Ranks are generators that stop at every access to shared memory, so a seeded scheduler can interleave them in any way
-that a sequentially consistent machine could (memory order is for the core's own tests). Plans are the real compiled
-ones; the protocol around them is written out below as the design states it: strict entry, fingerprints and scratch by
-parity of the sequence, refused calls, segments of long ops. Users overwrite their buffers the moment an op returns.
-`Faults` leaves parts of the protocol out, to see that the checks notice.
+Every part of a rank is a generator that stops at each access to shared memory, so a scheduler (simulated_processes.py)
+can interleave them in any way that a sequentially consistent machine could; memory order is for the core's own tests.
+Plans are the real compiled ones. The protocol around them is written out below as the design states it, with the names
+of csrc/communicator/: strict entry, fingerprints and scratch by parity of the sequence, refused calls, segments of long
+ops, the abort word, leaving, and giving memory back. `Faults` leaves parts out, to see that the checks notice.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from schedule.streams import GARBAGE, Buffers, Call, Step, WrongError
+
 from hxcomm import algorithms
-from hxcomm.schedule import OPS, Plan, compile_plan
+from hxcomm.schedule import Plan, compile_plan
 from hxcomm.schedule.extents import piece_elements, piece_extent
 from hxcomm.schedule.plan import End, Enter, Instruction, Operand, Publish, TransferInstruction, Wait
 
-Blocks = list[list[int]]
-Steps = Generator["tuple[int, int] | None", None, None]  # yields (peer, value) where blocked, None at an access
+# Yields None before an access, or what must hold before it makes sense to go on.
+Steps = Generator["Callable[[], bool] | None", None, None]
+Verdict = Generator["Callable[[], bool] | None", None, bool]
 
-GARBAGE = -(10**12)  # no sum of inputs comes near it
+NEW_OWNER = GARBAGE - 2  # what stands in memory that was given back
 SCRATCH_ELEMENTS = 2048
-WORLD_SIZES = range(2, 9)
 
 
-class WrongError(AssertionError):
-    """The group did what its users must never see."""
+class EndedError(Exception):
+    """The group has ended on this rank: what PeerFailedError, AbortedError and CommTimeoutError are in hxcomm."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,27 @@ class Faults:
     lax_entry: bool = False  # wait for the arrival of those only whose memory is touched
     one_scratch: bool = False  # the same scratch for every sequence
     forget_refusal: bool = False  # go on after a refused call without waiting for anybody
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one rank asks for. counts[s][d]: elements of a block; for all but all_to_all they are all equal."""
-
-    op: str
-    algorithm: str
-    root: int | None
-    counts: tuple[tuple[int, ...], ...]
-    window: int
-    refused: bool = False
-
-    def fingerprint(self) -> tuple[object, ...]:
-        uniform = None if self.op == "all_to_all" else self.counts
-        return (self.op, self.algorithm, self.root, uniform, self.window, self.refused)
+    one_group_at_a_time: bool = False  # a process advances only the group that its user waits for
+    deaf: bool = False  # a waiter does not look at its abort word
+    silent: bool = False  # an abort does not reach the peers' words
+    carry_on: bool = False  # calls after an abort begin as if nothing had happened
+    no_watcher: bool = False  # nobody notices deaths
+    no_goodbye: bool = False  # waiters do not notice that the peer they wait for has left
+    progress_before_membership: bool = False  # a waiter looks at these in the wrong order
+    leave_amid_abort: bool = False  # a rank leaves while a thread of its process is aborting the group
+    give_back_at_once: bool = False  # a rank that left gives its memory back while others are still in
+    raise_before_telling: bool = False  # mapped plans: the user has the tensors back before all words are set
+    no_last_look: bool = False  # mapped plans: an op ends well without a look at the abort word
 
 
 @dataclass
-class Buffers:
-    input: Blocks
-    output: Blocks
+class Op:
+    """A posted call. outcome: None while it is pending, then "done", "mismatch", "refused" or "ended"."""
+
+    step: Step
+    call: Call
+    buffers: Buffers
+    outcome: str | None = None
 
 
 @cache
@@ -78,51 +79,101 @@ def instructions_of(
 
 @dataclass
 class Group:
-    world_size: int
+    """The shared memory of a group. processes[rank]: the process of that rank."""
+
+    processes: Sequence[int]
     private: bool
     first_sequence: int
     faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
-        n = self.world_size
+        n = self.world_size = len(self.processes)
         # What ranks share: progress, fingerprint and descriptor (buffers, counts) by parity, scratch by parity.
         self.progress = [self.first_sequence << 16] * n
         self.fingerprint: list[list[object]] = [[None, None] for _ in range(n)]
         self.descriptor: list[list[tuple[Buffers, Call] | None]] = [[None, None] for _ in range(n)]
         self.scratch = [[[GARBAGE] * SCRATCH_ELEMENTS for _ in range(2)] for _ in range(n)]
+        self.aborted = [False] * n  # the abort words
+        self.membership = [True] * n
+        self.given_back = [False] * n
+
+    def give_back(self, rank: int) -> None:
+        """The rank's pages serve somebody else from now on, and nobody of the group may touch them."""
+        self.given_back[rank] = True
+        self.progress[rank] = NEW_OWNER
+        self.aborted[rank] = False
+        for slot in self.scratch[rank]:
+            slot[:] = [NEW_OWNER] * SCRATCH_ELEMENTS
+
+    def check_given_back(self) -> None:
+        for rank in range(self.world_size):
+            if not self.given_back[rank]:
+                continue
+            if self.aborted[rank] or self.progress[rank] != NEW_OWNER:
+                raise WrongError(f"the control page that rank {rank} had given back was written to")
+            if any(slot.count(NEW_OWNER) != SCRATCH_ELEMENTS for slot in self.scratch[rank]):
+                raise WrongError(f"the scratch that rank {rank} had given back was written to")
 
 
 def arrival(sequence: int) -> int:
     return (sequence << 16) + 1
 
 
-class Rank:
+class Member:
+    """One rank of one group: its queue of ops, and what any thread of its process does to them."""
+
     def __init__(self, group: Group, rank: int) -> None:
         self.group = group
         self.rank = rank
         self.sequence = group.first_sequence
         self.flush: int | None = None
-        self.returned: list[Blocks] = []  # what the user has overwritten, and nobody may touch any more
+        self.queue: deque[Op] = deque()
+        self.left = False
+        self.gone = False
+        self.aborting = 0  # threads of this process that are in abort()
 
-    def run(self, stream: Sequence[Step]) -> Steps:
-        for number, step in enumerate(stream):
-            call = step.calls[self.rank]
-            if self.flush is not None and not self.group.faults.forget_refusal:
-                for peer in range(self.group.world_size):
-                    yield peer, arrival(self.flush)
-            self.flush = None
-            if call.refused:
-                yield from self.refuse(call)
+    def post(self, step: Step) -> Op:
+        op = Op(step, step.calls[self.rank], step.buffers(self.rank))
+        if self.left or (self.group.aborted[self.rank] and not self.group.faults.carry_on):
+            op.outcome = "ended"
+        else:
+            self.queue.append(op)
+        return op
+
+    def drive(self) -> Steps:
+        """Advances the head of the queue for as long as this rank is a member."""
+        while not self.gone:
+            if not self.queue:
+                yield lambda: bool(self.queue) or self.gone
                 continue
-            buffers = step.buffers(self.rank)
-            mismatch = yield from self.op(call, buffers)
-            where = f"step {number}, {call.op} {call.algorithm} of {self.group.world_size}, rank {self.rank}"
-            if mismatch != step.mismatch:
-                raise WrongError(f"{where}: mismatch is {step.mismatch}, seen as {mismatch}")
-            step.check(self.rank, buffers, where)
-            yield from self.overwrite(buffers)
+            op = self.queue[0]
+            try:
+                outcome = yield from self.execute(op)
+            except EndedError:
+                outcome = "ended"
+                if not self.group.private and not self.group.faults.raise_before_telling:
+                    # Peers that have not heard of it may still read this op's tensors, and the user is about to have
+                    # them back. With private plans they read scratch, which stays until all have left.
+                    yield from self.tell()
+            self.queue.popleft()
+            op.outcome = outcome
 
-    def refuse(self, call: Call) -> Steps:
+    def execute(self, op: Op) -> Generator[Callable[[], bool] | None, None, str]:
+        if not self.group.faults.carry_on:
+            yield from self.look_at_abort()
+        if self.flush is not None and not self.group.faults.forget_refusal:
+            for peer in range(self.group.world_size):
+                yield from self.until(peer, arrival(self.flush))
+        self.flush = None
+        if op.call.refused:
+            yield from self.refuse()
+            return "refused"
+        agreed = yield from self.windows(op.call, op.buffers)
+        if agreed and not self.group.private and not self.group.faults.no_last_look:
+            yield from self.look_at_abort()
+        return "done" if agreed else "mismatch"
+
+    def refuse(self) -> Steps:
         """A call refused on this rank uses its sequence up, so that the peers learn of it."""
         self.sequence += 1
         self.group.fingerprint[self.rank][self.sequence & 1] = ("refused", self.sequence)
@@ -130,8 +181,8 @@ class Rank:
         self.group.progress[self.rank] = arrival(self.sequence)
         self.flush = self.sequence
 
-    def op(self, call: Call, buffers: Buffers) -> Generator[tuple[int, int] | None, None, bool]:
-        """Runs all segments. Returns whether it ended in a mismatch."""
+    def windows(self, call: Call, buffers: Buffers) -> Verdict:
+        """Runs all segments. Whether the ranks agreed about the call."""
         group, low, longest = self.group, 0, 1
         key = (call.op, call.algorithm, call.root)
         plan = plan_of(key, group.world_size, self.rank, group.private)
@@ -145,7 +196,7 @@ class Rank:
                     yield from window.transfer(instruction)
                 elif isinstance(instruction, Wait):
                     if group.faults.wait != (call.op, call.algorithm, self.rank, index):
-                        yield instruction.peer, (self.sequence << 16) + instruction.round + 1
+                        yield from self.until(instruction.peer, (self.sequence << 16) + instruction.round + 1)
                 elif isinstance(instruction, Publish):
                     yield None
                     group.progress[self.rank] = (self.sequence << 16) + instruction.round + 1
@@ -153,16 +204,14 @@ class Rank:
                     group.fingerprint[self.rank][parity] = (*call.fingerprint(), self.sequence if low == 0 else None)
                     group.descriptor[self.rank][parity] = (buffers, call)
                     if not (yield from self.enter(instructions, compare=low == 0)):
-                        return True
+                        return False
                     longest = window.entered()
                 else:
                     assert isinstance(instruction, End)
             low += call.window
-        return False
+        return True
 
-    def enter(
-        self, instructions: Sequence[Instruction], compare: bool
-    ) -> Generator[tuple[int, int] | None, None, bool]:
+    def enter(self, instructions: Sequence[Instruction], compare: bool) -> Verdict:
         """Publishes the arrival and waits for everybody's. Whether all fingerprints agree."""
         group = self.group
         yield None
@@ -171,7 +220,7 @@ class Rank:
         if group.faults.lax_entry:
             peers = sorted(_touched(instructions))  # type: ignore[assignment]
         for peer in peers:
-            yield peer, arrival(self.sequence)
+            yield from self.until(peer, arrival(self.sequence))
         mine = group.fingerprint[self.rank][self.sequence & 1]
         for peer in peers if compare else ():
             yield None
@@ -179,14 +228,89 @@ class Rank:
                 return False
         return True
 
-    def overwrite(self, buffers: Buffers) -> Steps:
-        """The user's next step, whatever came out."""
-        for blocks in (buffers.input, buffers.output):
-            for block in blocks:
-                for i in range(len(block)):
-                    block[i] = GARBAGE - 1
-                    yield None
-            self.returned.append(blocks)
+    def until(self, peer: int, value: int) -> Steps:
+        """Waits for the peer's progress. EndedError when the group ends first."""
+        group = self.group
+        yield None
+        while group.progress[peer] < value:
+            yield from self.check_failures(peer, value)
+            yield (
+                lambda: (
+                    group.progress[peer] >= value
+                    or (group.aborted[self.rank] and not group.faults.deaf)
+                    or not (group.membership[peer] or group.faults.no_goodbye)
+                )
+            )
+
+    def check_failures(self, peer: int, value: int) -> Steps:
+        group = self.group
+        if not group.faults.deaf:
+            yield from self.look_at_abort()
+        # Membership before progress: a rank publishes all it owes before it leaves.
+        if group.faults.progress_before_membership:
+            yield None
+            missed = group.progress[peer] < value
+            yield None
+            missed = missed and not group.membership[peer]
+        else:
+            yield None
+            left = not group.membership[peer]
+            yield None
+            missed = left and group.progress[peer] < value
+        if missed and not group.faults.no_goodbye:
+            yield from self.abort()
+            raise EndedError
+
+    def look_at_abort(self) -> Steps:
+        yield None
+        if self.group.aborted[self.rank]:
+            raise EndedError
+
+    def abort(self) -> Steps:
+        """Ends the group on every rank; any thread of the process may call it, at any time."""
+        self.aborting += 1
+        yield None
+        if not self.group.aborted[self.rank] and not self.left:
+            self.group.aborted[self.rank] = (
+                True  # our own word first: if a peer's abort came before, theirs is the cause
+            )
+            if not self.group.faults.silent:
+                yield from self.tell()
+        self.aborting -= 1
+
+    def tell(self) -> Steps:
+        """Sets the words of all that are still members."""
+        for peer in range(self.group.world_size):
+            yield None
+            if peer != self.rank and self.group.membership[peer]:
+                yield None
+                self.group.aborted[peer] = True
+
+    def leave(self) -> Steps:
+        """Takes this rank out of the group. What is pending here ends; peers learn of it when they miss this rank."""
+        self.left = True
+        yield None
+        self.group.aborted[self.rank] = True
+        yield lambda: not self.queue
+        if not self.group.faults.leave_amid_abort:
+            # It may be about to set the word of a peer that, once we have left, need not wait to give its page back.
+            yield lambda: self.aborting == 0
+        yield None
+        self.group.membership[self.rank] = False
+        self.gone = True
+
+    def give_back(self, dead: Sequence[bool]) -> Steps:
+        """Once all peers have left or are dead, nobody can touch this rank's pages any more. dead: by process."""
+        group = self.group
+        if not group.faults.give_back_at_once:
+            yield (
+                lambda: (
+                    self.aborting == 0
+                    and not any(group.membership[r] and not dead[group.processes[r]] for r in range(group.world_size))
+                )
+            )
+        yield None
+        group.give_back(self.rank)
 
 
 def _touched(instructions: Sequence[Instruction]) -> set[int]:
@@ -197,21 +321,21 @@ def _touched(instructions: Sequence[Instruction]) -> set[int]:
 class _Window:
     """The memory of one segment of one op, as one rank resolves it."""
 
-    def __init__(self, rank: Rank, plan: Plan, call: Call, buffers: Buffers, low: int) -> None:
-        self.rank, self.call, self.low = rank, call, low
+    def __init__(self, member: Member, plan: Plan, call: Call, buffers: Buffers, low: int) -> None:
+        self.member, self.call, self.low = member, call, low
         self.header = plan.header()
         self.pieces = self.header.input.pieces
         self.stride = piece_elements(call.window, self.pieces, quantum=1)
-        self.buffers: dict[int, Buffers] = {rank.rank: buffers}
-        self.parity = 0 if rank.group.faults.one_scratch else rank.sequence & 1
+        self.buffers: dict[int, Buffers] = {member.rank: buffers}
+        self.parity = 0 if member.group.faults.one_scratch else member.sequence & 1
         assert self.header.scratch * self.stride <= SCRATCH_ELEMENTS
 
     def entered(self) -> int:
         """Takes the peers' descriptors. Elements of the longest block on any rank."""
-        group = self.rank.group
+        group = self.member.group
         longest = 0
         for peer in range(group.world_size):
-            descriptor = group.descriptor[peer][self.rank.sequence & 1]
+            descriptor = group.descriptor[peer][self.member.sequence & 1]
             if descriptor is not None:
                 buffers, call = descriptor
                 self.buffers.setdefault(peer, buffers)
@@ -221,22 +345,22 @@ class _Window:
     def extent(self, rank: int, buffer: str, chunk: int) -> tuple[list[int], int, int]:
         block, piece = divmod(chunk, self.pieces)
         if rank not in self.buffers:
-            raise WrongError(f"rank {self.rank.rank} touches rank {rank}, whose descriptor it has not seen")
+            raise WrongError(f"rank {self.member.rank} touches rank {rank}, whose descriptor it has not seen")
         blocks = self.buffers[rank].input if buffer == "input" else self.buffers[rank].output
         if block >= len(blocks):
-            raise WrongError(f"rank {self.rank.rank} touches block {block} of rank {rank}, which has not got it")
+            raise WrongError(f"rank {self.member.rank} touches block {block} of rank {rank}, which has not got it")
         memory = blocks[block]
         high = self.low + self.call.window
         return (memory, *piece_extent(len(memory), self.pieces, piece, self.low, high, quantum=1))
 
     def place(self, operand: Operand) -> tuple[list[int], int]:
         if operand.buffer == "scratch":
-            return self.rank.group.scratch[operand.rank][self.parity], operand.chunk * self.stride
+            return self.member.group.scratch[operand.rank][self.parity], operand.chunk * self.stride
         memory, first, _ = self.extent(operand.rank, operand.buffer, operand.chunk)
         return memory, first
 
     def transfer(self, instruction: TransferInstruction) -> Steps:
-        _, first, end = self.extent(self.rank.rank, instruction.count_buffer, instruction.count_chunk)
+        _, first, end = self.extent(self.member.rank, instruction.count_buffer, instruction.count_chunk)
         if first == end:
             return
         sources = [self.place(operand) for operand in instruction.sources]
@@ -246,126 +370,10 @@ class _Window:
             for memory, at in sources:
                 yield None
                 if at + i >= len(memory):
-                    raise WrongError(f"rank {self.rank.rank} reads beyond a block of a peer")
+                    raise WrongError(f"rank {self.member.rank} reads beyond a block of a peer")
                 total += memory[at + i]
             for memory, at in destinations:
                 yield None
                 if at + i >= len(memory):
-                    raise WrongError(f"rank {self.rank.rank} writes beyond a block of a peer")
+                    raise WrongError(f"rank {self.member.rank} writes beyond a block of a peer")
                 memory[at + i] = total
-
-
-@dataclass(frozen=True)
-class Step:
-    """One position of the stream: what each rank calls, with which inputs, and what must come of it."""
-
-    calls: tuple[Call, ...]
-    inputs: tuple[Blocks, ...]
-
-    @property
-    def mismatch(self) -> bool:
-        return len({call.fingerprint() for call in self.calls}) > 1
-
-    def buffers(self, rank: int) -> Buffers:
-        call, n = self.calls[rank], len(self.calls)
-        meaning = OPS[call.op]
-        given = [list(block) for block in self.inputs[rank]]
-        if meaning.in_place:
-            return Buffers(given, given)
-        blocks = 0 if meaning.output_at_root_only and rank != call.root else meaning.layout("output", n, 1).blocks
-        return Buffers(given, [[GARBAGE] * call.counts[block][rank] for block in range(blocks)])
-
-    def check(self, rank: int, buffers: Buffers, where: str) -> None:
-        call, n = self.calls[rank], len(self.calls)
-        meaning = OPS[call.op]
-        expected: dict[int, list[int]] = {}
-        for block in range(len(buffers.output)):
-            result = None if self.mismatch else meaning.result(rank, block, n, call.root)
-            if result is not None:
-                ranks, taken = result
-                columns = zip(*(self.inputs[each][taken] for each in ranks), strict=True)
-                expected[block] = [sum(column) for column in columns]
-            elif meaning.in_place:
-                expected[block] = self.inputs[rank][block]
-            else:
-                expected[block] = [GARBAGE] * len(buffers.output[block])
-        for block, elements in expected.items():
-            if buffers.output[block] != elements:
-                raise WrongError(f"{where}: block {block} of the output is {buffers.output[block]}, not {elements}")
-        if not meaning.in_place and buffers.input != self.inputs[rank]:
-            raise WrongError(f"{where}: the input was changed to {buffers.input} from {self.inputs[rank]}")
-
-
-def schedule_ranks(group: Group, stream: Sequence[Step], rng: random.Random) -> None:
-    """Interleaves the ranks until all are done, and checks that nobody touched what was given back. WrongError else.
-
-    Half of the seeds choose a rank at random for some steps at a time; the other half let the runnable rank with the
-    highest priority run, and change priorities at a few random points (Burckhardt et al., A Randomized Scheduler with
-    Probabilistic Guarantees of Finding Bugs, ASPLOS 2010), which finds what needs one rank to be very late.
-    """
-    ranks = [Rank(group, rank) for rank in range(group.world_size)]
-    running = {rank.rank: rank.run(stream) for rank in ranks}
-    blocked: dict[int, tuple[int, int]] = {}
-    priority = rng.sample(range(group.world_size), group.world_size)
-    by_priority = rng.random() < 0.5
-    while running:
-        ready = [r for r in running if r not in blocked or group.progress[blocked[r][0]] >= blocked[r][1]]
-        if not ready:
-            raise WrongError(f"every rank waits: {blocked}, progress {group.progress}")
-        chosen = max(ready, key=priority.__getitem__) if by_priority else rng.choice(ready)
-        blocked.pop(chosen, None)
-        if by_priority:
-            turns = rng.choice((5, 50, 500))
-        else:
-            turns = rng.choice((1, 1, 3, 10, 40))
-        for _ in range(turns):
-            wanted = next(running[chosen], "done")
-            if wanted == "done":
-                del running[chosen]
-                break
-            if wanted is not None and group.progress[wanted[0]] < wanted[1]:  # type: ignore[operator, index]
-                blocked[chosen] = wanted  # type: ignore[assignment]
-                break
-        else:
-            if by_priority and rng.random() < 0.3:
-                priority[chosen] = min(priority) - 1
-    for rank in ranks:
-        for blocks in rank.returned:
-            if any(element != GARBAGE - 1 for block in blocks for element in block):
-                raise WrongError(f"a peer wrote to a buffer that rank {rank.rank} had got back")
-
-
-def random_call(rng: random.Random, n: int, op: str | None = None, algorithm: str | None = None) -> Call:
-    op = op or rng.choice(algorithms.OPS)
-    algorithm = algorithm or rng.choice(algorithms.names(op))
-    longest = rng.choice((0, 1, n, 2 * n + 1))
-    if op == "all_to_all":
-        counts = tuple(tuple(rng.randint(0, longest) for _ in range(n)) for _ in range(n))
-    else:
-        counts = ((longest,) * n,) * n
-    window = rng.choice((max(longest, 1), max(longest, 1), (longest + 1) // 2 or 1))
-    return Call(op, algorithm, rng.randrange(n) if op in algorithms.ROOTED else None, counts, window)
-
-
-def random_inputs(rng: random.Random, n: int, rank: int, call: Call) -> Blocks:
-    meaning = OPS[call.op]
-    blocks = 0 if meaning.input_at_root_only and rank != call.root else meaning.layout("input", n, 1).blocks
-    return [[rng.randrange(1, 10**9) for _ in range(call.counts[rank][block])] for block in range(blocks)]
-
-
-def random_step(rng: random.Random, n: int, kind: str, op: str | None = None, algorithm: str | None = None) -> Step:
-    """kind: "alike", "mismatch" (one rank calls something else) or "refused" (on one rank or more)."""
-    calls = [random_call(rng, n, op, algorithm)] * n
-    if kind == "mismatch":
-        odd = rng.randrange(n)
-        while calls[odd].fingerprint() == calls[odd - 1].fingerprint():
-            calls[odd] = random_call(rng, n)
-    elif kind == "refused":
-        for rank in rng.sample(range(n), rng.randint(1, n)):
-            calls[rank] = Call("barrier", "direct", None, calls[rank].counts, 1, refused=True)
-    return Step(tuple(calls), tuple(random_inputs(rng, n, rank, calls[rank]) for rank in range(n)))
-
-
-def random_stream(rng: random.Random, n: int, length: int = 6) -> Iterator[Step]:
-    for _ in range(length):
-        yield random_step(rng, n, rng.choice(("alike", "alike", "alike", "mismatch", "refused", "refused")))

@@ -1,4 +1,8 @@
-"""The protocol under random interleavings of single loads and stores: right as it is, wrong with any part missing."""
+"""The protocol under random interleavings of single loads and stores: right as it is, wrong with any part missing.
+
+`python -m pytest tests/schedule -k interleav --interleavings 50` runs 50 times as many random streams, all different, in
+as many portions (with -n: on several cores). What fails prints its seed, which alone makes the run.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,14 @@ import random
 from collections.abc import Iterator, Sequence
 
 import pytest
-from schedule.simulated_group import (
-    WORLD_SIZES,
-    Faults,
-    Group,
-    Step,
-    WrongError,
-    instructions_of,
-    random_step,
-    random_stream,
-    schedule_ranks,
-)
+from schedule.simulated_group import Faults, instructions_of
+from schedule.simulated_processes import interleave, one_group
+from schedule.streams import WORLD_SIZES, Step, WrongError, random_step, random_stream
 
 from hxcomm import algorithms
 from hxcomm.schedule.plan import Wait
 
-SEEDS = range(60)
+SEEDS = 60  # a portion of a world size
 ALGORITHMS = [(op, name) for op in algorithms.OPS for name in algorithms.names(op)]
 
 
@@ -30,23 +26,25 @@ def trial(seed: str, n: int, private: bool, stream: Sequence[Step] | None = None
     stream = list(random_stream(rng, n)) if stream is None else stream
     first = rng.choice((0, 1, 2**32 - 2))
     try:
-        schedule_ranks(Group(n, private, first, faults or Faults()), stream, rng)
+        interleave(one_group(n, private, first, faults or Faults(), stream, rng))
     except WrongError as error:
         raise WrongError(f"seed {seed!r}, {n} ranks, {'private' if private else 'mapped'}: {error}") from error
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "mapped"])
 @pytest.mark.parametrize("n", WORLD_SIZES)
-def test_streams_of_mixed_ops_mismatches_and_refused_calls_come_out_right(n: int, private: bool) -> None:
-    for number in SEEDS:
+def test_streams_of_mixed_ops_mismatches_and_refused_calls_come_out_right(n: int, private: bool, portion: int) -> None:
+    for number in range(portion * SEEDS, (portion + 1) * SEEDS):
         trial(f"stream {n} {private} {number}", n, private)
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "mapped"])
 @pytest.mark.parametrize(("op", "algorithm"), ALGORITHMS)
-def test_every_algorithm_comes_out_right_in_a_row_of_its_own(op: str, algorithm: str, private: bool) -> None:
+def test_every_algorithm_comes_out_right_in_a_row_of_its_own(
+    op: str, algorithm: str, private: bool, portion: int
+) -> None:
     for n in (2, 3, 5, 8):
-        for number in range(5):
+        for number in range(portion * 5, (portion + 1) * 5):
             rng = random.Random(f"{op} {algorithm} {n} {private} {number}")
             stream = [random_step(rng, n, "alike", op, algorithm) for _ in range(4)]
             trial(f"row {op} {algorithm} {n} {private} {number}", n, private, stream)
