@@ -17,7 +17,7 @@ class Runtime:
     def statistics(self) -> list[dict[str, Any]]: ...
 
 class Plan:
-    """One rank's compiled schedule, decoded from the words of hxcomm/schedule/plan.py. ValueError says what is wrong."""
+    """One rank's compiled schedule, from the words of hxcomm/schedule/plan.py; ValueError says what is wrong."""
 
     def __init__(self, words: Sequence[int], hash: int, algorithm: str) -> None: ...
     @property
@@ -79,7 +79,10 @@ class Group:
         self, *, rank: int, address: str, nonce: bytes, control_offset: int, label: str, timeout_ms: int
     ) -> None: ...
     def start(
-        self, *, planner: Callable[[str, str, str, int, int], tuple[Plan, int]], transfer: Callable[..., Any] | None = None
+        self,
+        *,
+        planner: Callable[[str, str, str, int, int], tuple[Plan, int]],
+        transfer: Callable[..., Any] | None = None,
     ) -> None: ...
     def run(self, call: Call) -> None: ...
     def post(self, call: Call) -> Op: ...

@@ -1,8 +1,8 @@
 """How the ranks of a new group find each other: hellos over a key-value store, then shared memory pair by pair.
 
-What comes out of the store is an untrusted hint: hellos have a strict schema and bounds, and membership is proved by the
-handshake (same user, nonce). Nothing here waits without a deadline. Knows nothing of torch: a store is anything with
-`set`, `get`, `add` and `wait`.
+What comes out of the store is an untrusted hint: hellos have a strict schema and bounds, and membership is proved by
+the handshake (same user, nonce). Nothing here waits without a deadline. Knows nothing of torch: a store is anything
+with `set`, `get`, `add` and `wait`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 _WAIT_SLICE_S = 1.0  # between two looks at Ctrl-C and the deadline
 _MAX_HELLO_BYTES = 4096
 _DECLINED = b"!"  # in front of the reason of a rank that cannot take part; no hello and no nonce begins so
-_SCHEMA = {"version": int, "host": str, "pid": int, "address": str, "nonce": bytes, "control": int, "settings": str, "host_id": str}
+_SCHEMA = {
+    "version": int,
+    "host": str,
+    "pid": int,
+    "address": str,
+    "nonce": bytes,
+    "control": int,
+    "settings": str,
+    "host_id": str,
+}
 
 Planner = Callable[[str, str, str, int, int], tuple["_core.Plan", int]]
 
@@ -71,7 +80,8 @@ class Hello:
             raise ValueError(f"rank {rank}'s hello does not have the fields {', '.join(_SCHEMA)}")
         for field, kind in _SCHEMA.items():
             if type(raw[field]) is not kind:
-                raise ValueError(f"{field} in rank {rank}'s hello is a {type(raw[field]).__name__}, not {kind.__name__}")
+                found = type(raw[field]).__name__
+                raise ValueError(f"{field} in rank {rank}'s hello is a {found}, not {kind.__name__}")
         return cls(**raw)
 
     def label(self, rank: int, global_rank: int) -> str:
@@ -151,13 +161,15 @@ def _connect(group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int
             meet.fail(f"{error}; is another version of hxcomm installed there?")
         label = hello.label(peer, global_ranks[peer])
         if hello.version != mine.version:
-            meet.fail(f"{label} speaks protocol version {hello.version}, this rank {mine.version}; install the same hxcomm")
+            versions = f"protocol version {hello.version}, this rank {mine.version}"
+            meet.fail(f"{label} speaks {versions}; install the same hxcomm on every rank")
         if hello.settings != mine.settings:
-            meet.fail(f"settings differ, and with them the algorithms: here {mine.settings}; on {label} {hello.settings}")
+            both = f"here {mine.settings}; on {label} {hello.settings}"
+            meet.fail(f"settings differ, and with them the algorithms: {both}")
         if hello.host_id != mine.host_id:
             meet.fail(
-                f"{label} has HXCOMM_HOST_ID={hello.host_id!r}, this rank {mine.host_id!r}: not the same host, and this "
-                "version connects the ranks of one host only"
+                f"{label} has HXCOMM_HOST_ID={hello.host_id!r}, this rank {mine.host_id!r}: not the same host, and "
+                "this version connects the ranks of one host only"
             )
         group.connect(
             rank=peer,
@@ -190,8 +202,8 @@ def create_group(
 ) -> _core.Group:
     """Makes this rank's end of a group; every rank of it must call this. Blocks until all have, at most `timeout_s`.
 
-    `settings` is compared between the ranks (what decides algorithms must be equal). Raises InitError on every rank when
-    any rank fails.
+    `settings` is compared between the ranks (what decides algorithms must be equal). Raises InitError on every rank
+    when any rank fails.
     """
     meet = _Rendezvous(store, rank, name, timeout_s)
     process = runtime()

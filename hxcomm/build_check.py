@@ -29,16 +29,17 @@ def problem() -> str | None:
     built_for = torch_built_for()
     if built_for is None:
         return (
-            "hxcomm's extension modules are not built. In a checkout run `bash scripts/test.sh` (sets everything up), or "
-            f"with torch 2.13 installed `{REINSTALL}`."
+            "hxcomm's extension modules are not built. In a checkout run `bash scripts/test.sh` (it sets everything "
+            f"up), or with torch 2.13 installed `{REINSTALL}`."
         )
     try:
         found = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        return f"torch is not installed; hxcomm was built for torch {built_for}: pip install torch=={built_for.split('+')[0]}"
+        wanted = built_for.split("+")[0]
+        return f"torch is not installed; hxcomm was built for torch {built_for}: pip install torch=={wanted}"
     if _minor(found) != _minor(built_for):
         return (
-            f"hxcomm was built for torch {built_for}, but torch {found} is installed. Its C++ interface differs between "
-            f"minor versions: install that torch, or build hxcomm again with `{REINSTALL}` in a checkout."
+            f"hxcomm was built for torch {built_for}, but torch {found} is installed. Its C++ interface differs "
+            f"between minor versions: install that torch, or build hxcomm again with `{REINSTALL}` in a checkout."
         )
     return None

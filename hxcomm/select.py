@@ -18,9 +18,8 @@ from hxcomm.schedule import compile_plan
 # of the second-level cache (16 MiB in one piece took twice as long).
 SEGMENT_BYTES = 256 << 10
 
-# Up to this many bytes every rank reads everything: one hand-over instead of two. Measured with `hxcomm.bench` on 2 cores:
-# at 2 ranks two-shot wins from 4 KiB up; with more ranks than cores a hand-over costs a scheduling round, so one-shot
-# pays longer.
+# Up to this many bytes every rank reads everything: one hand-over instead of two. Measured with `hxcomm.bench` on 2
+# cores: at 2 ranks two-shot wins from 4 KiB up; with more ranks than cores a hand-over costs a scheduling round.
 ONE_SHOT_BYTES = 2 << 10
 
 

@@ -1,9 +1,9 @@
 """Processes whose users call collectives on several groups, with deaths and aborts at random points.
 
-A process is a user (posts ops, waits for them, overwrites the buffers the moment an op returns, leaves a group after its
-last op there), one lane for each of its groups that advances the head of the queue (in hxcomm: whoever waits, and the
-background thread), and, when something happens, a thread that aborts a group or watches peers die. The scheduler
-interleaves all lanes of all processes by single steps.
+A process is a user (posts ops, waits for them, overwrites the buffers the moment an op returns, leaves a group after
+its last op there), one lane for each of its groups that advances the head of the queue (in hxcomm: whoever waits, and
+the background thread), and, when something happens, a thread that aborts or leaves a group or hears of a death. The
+scheduler interleaves all lanes of all processes by single steps.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class World:
             self.rng.shuffle(ops)
             for number, op, too_late in ops:
                 self.waits_for[process] = self.members[number][process]
-                yield lambda op=op: op.outcome is not None  # type: ignore[misc]
+                yield lambda op=op: op.outcome is not None
                 self.check(process, number, op, too_late, f"batch {index}")
                 if op.outcome != "ended" or self.groups[number].private:
                     yield from self.overwrite(process, op)

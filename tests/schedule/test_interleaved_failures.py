@@ -1,8 +1,8 @@
 """Several groups, aborts and deaths under random interleavings of single loads and stores.
 
 Whatever happens at whatever point, every op of every surviving rank ends: right, or in an error of a group to which
-something happened; and nobody touches memory that was given back. Every rule that this rests on is left out once, to see
-that it is missed. For a longer campaign see test_interleavings.py.
+something happened; and nobody touches memory that was given back. Every rule that this rests on is left out once, to
+see that it is missed. For a longer campaign see test_interleavings.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The protocol under random interleavings of single loads and stores: right as it is, wrong with any part missing.
 
-`python -m pytest tests/schedule -k interleav --interleavings 50` runs 50 times as many random streams, all different, in
-as many portions (with -n: on several cores). What fails prints its seed, which alone makes the run.
+`python -m pytest tests/schedule -k interleav --interleavings 50` runs 50 times as many random streams, all different,
+in as many portions (with -n: on several cores). What fails prints its seed, and a seed always makes the same run.
 """
 
 from __future__ import annotations
