@@ -67,7 +67,7 @@ build_extension() {
   want="$( (cd "$ROOT" && find csrc setup.py -type f -print0) | hash_files) $PYTHON"
   if built_modules && [[ -f "$stamp" && "$(<"$stamp")" == "$want" ]]; then return; fi
   say "compiling the C++ extension (only what changed)"
-  (cd "$ROOT" && PATH="$(dirname "$PYTHON"):$PATH" "$PYTHON" -W ignore setup.py build_ext --inplace 2>&1) |
+  (cd "$ROOT" && "$PYTHON" -W ignore setup.py build_ext --inplace 2>&1) |
     show_progress || fail "the C++ extension did not compile; the errors stand above"
   mkdir -p "$ROOT/build" && printf '%s\n' "$want" >"$stamp"
 }
@@ -99,8 +99,9 @@ install_packages() {
 
 choose_python
 check_compiler
-install_packages
-# torchrun and the console script of this environment come first for what follows.
+# torchrun and the console script of this environment come first for what follows; and so does its ninja, for pip's build
+# too: another version would not read the log of the first and compile everything again.
 PATH="$(cd "$(dirname "$PYTHON")" && pwd):$PATH"
 export PATH
+install_packages
 say "ready after ${SECONDS} s"

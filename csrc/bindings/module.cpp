@@ -314,7 +314,8 @@ PYBIND11_MODULE(_core, m) {
       .def("statistics",
            [](const Runtime& r) {
              py::list rows;
-             for (const auto& group : r.progress->groups()) rows += statistics_of(*group);
+             for (const auto& group : r.progress->groups())
+               if (!group->has_left()) rows += statistics_of(*group);
              return rows;
            })
       .def_property_readonly("allocated_bytes",

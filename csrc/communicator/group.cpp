@@ -160,6 +160,9 @@ void Group::leave() {
   {
     std::lock_guard lock(driver_);
     advance(&finished, false);
+    // Not while abort() runs on another thread (the watcher's, say): it writes to the members' pages, and a peer that
+    // sees us leave may give its page back.
+    std::lock_guard no_abort(abort_mutex_);
     own().line.membership.store(0, std::memory_order_release);
     ring_sleepers();
   }

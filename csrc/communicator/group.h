@@ -60,6 +60,7 @@ class Group : public std::enable_shared_from_this<Group> {
   // Takes this rank out of the group: pending operations here fail, peers that still need it raise. Idempotent.
   void leave();
   bool alive() const;
+  bool has_left() const { return left_.load(std::memory_order_relaxed); }
 
   int rank() const { return config_.rank; }
   int world_size() const { return config_.world_size; }

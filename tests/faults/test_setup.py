@@ -94,7 +94,7 @@ def failing_rank(rank: int, world_size: int) -> str:
 
 def test_a_rank_that_fails_before_it_joins_is_named_by_the_others(rank_pool: Pool) -> None:
     texts = rank_pool(2).run(failing_rank, backend=None)
-    assert texts[0].startswith("InitError") and "rank 1 did not come" in texts[0], texts[0]
+    assert texts[0].startswith("InitError") and "rank 1 did not take part" in texts[0], texts[0]
     assert texts[1].startswith("ValueError") and "nonesuch" in texts[1], texts[1]
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from schedule.simulated_group import Faults, Group, Member, Op, Steps
 from schedule.streams import GARBAGE, Blocks, Step, WrongError, random_step
 
-# Whoever has not ended this many steps after the last failure is not going to.
-MAX_STEPS = 200_000
+# Whoever has not ended this many steps after the last failure is not going to: the longest of 900 random runs took
+# 12,233 steps in all.
+MAX_STEPS = 100_000
 
 Batch = list[tuple[int, Step]]  # group, step; every rank posts all of a batch before it waits for any of it
 
@@ -78,7 +79,7 @@ class World:
                 self.check(process, number, op, too_late, f"batch {index}")
                 if op.outcome != "ended" or self.groups[number].private:
                     yield from self.overwrite(process, op)
-                elif op.buffers.input:
+                else:
                     yield from self.write_over_input(op)
             yield from self.leave(process, [number for number, end in last.items() if end == index])
         self.waits_for[process] = None
