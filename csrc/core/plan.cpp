@@ -15,12 +15,13 @@ constexpr int32_t kMaxOperands = 65535;
 
 class Reader {
  public:
-  Reader(const std::vector<int32_t>& words, size_t at, const std::string& algorithm)
-      : words_(words), at_(at), algorithm_(algorithm) {}
+  Reader(const std::vector<int32_t>& words, size_t first, const std::string& algorithm)
+      : words_(words), at_(first), next_(first), algorithm_(algorithm) {}
 
   int32_t next() {
+    at_ = next_++;
     if (at_ >= words_.size()) fail("ends in the middle of an instruction");
-    return words_[at_++];
+    return words_[at_];
   }
 
   int32_t next_in(int32_t low, int32_t high, const char* what) {
@@ -38,7 +39,8 @@ class Reader {
 
  private:
   const std::vector<int32_t>& words_;
-  size_t at_;
+  size_t at_;  // the word read last: the one that an error names
+  size_t next_;
   const std::string& algorithm_;
 };
 

@@ -59,7 +59,11 @@ size_t Segment::allocate(size_t nbytes) {
   for (auto it = free_.begin(); it != free_.end(); ++it) {
     const auto [offset, length] = *it;
     if (length < nbytes) continue;
-    if (fallocate(fd_, 0, static_cast<off_t>(offset), static_cast<off_t>(nbytes)) != 0)
+    // Kernels before 6.8 end fallocate on any signal, a profiler's timer for instance.
+    int rc = 0;
+    while ((rc = fallocate(fd_, 0, static_cast<off_t>(offset), static_cast<off_t>(nbytes))) != 0 && errno == EINTR) {
+    }
+    if (rc != 0)
       fail("no memory for " + std::to_string(nbytes) + " bytes of shared staging (" + std::to_string(allocated_) +
            " bytes allocated so far)");
     free_.erase(it);

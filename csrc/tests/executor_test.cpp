@@ -1,5 +1,5 @@
 // Unit test of the executor: two ranks run a plan written by hand over plain memory, first step by step on one thread,
-// then as two threads that wait for each other. What a driver must do is all here: rank_main(), 20 lines.
+// then as two threads that wait for each other. rank_main() is all that a driver must do.
 #include "core/executor.h"
 
 #include <cmath>
