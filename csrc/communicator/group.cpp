@@ -61,9 +61,9 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   lines_[me]->membership.store(config_.nonce, std::memory_order_release);
 
   const bool oversubscribed = config_.world_size > usable_cores();
-  // A pause takes 40 to 70 cycles (140 on newer Intel cores), so 1,500 are 20 to 60 us: longer than any hand-over, short
-  // against a sleep and wake-up (50 us and more in a virtual machine). Yielding after 300 was no better, also with both
-  // ranks on one core.
+  // A pause takes 40 to 70 cycles (140 on newer Intel cores), so 1,500 are 20 to 60 us: longer than any hand-over,
+  // short against a sleep and wake-up (50 us and more in a virtual machine). Yielding after 300 was no better, also
+  // with both ranks on one core.
   spin_pauses_ = oversubscribed ? 16 : 1500;
   spin_yields_ = oversubscribed ? 200 : 20;
   if (config_.spin_ns >= 0) {
