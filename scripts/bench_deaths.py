@@ -68,9 +68,7 @@ def main() -> int:
     times_ms = [1e3 * (float(line[2]) - killed[line[1]]) for line in raised]
     expected = sum(args.ranks - 1 - number for number in range(args.kills))
     classes = ", ".join(sorted({line[3] for line in raised}))
-    print(
-        f"{len(raised)} of {expected} survivors raised ({classes}) after {args.kills} kills, {args.ranks} ranks at first"
-    )
+    print(f"{args.ranks} ranks at first, {args.kills} kills: {len(raised)} of {expected} survivors raised ({classes})")
     print(f"ms: min {min(times_ms):.1f}, median {statistics.median(times_ms):.1f}, max {max(times_ms):.1f}")
     return 0 if len(raised) == expected else 1
 
