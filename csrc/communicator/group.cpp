@@ -4,8 +4,10 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
+#include <thread>
 
 #include "core/clock.h"
 
@@ -187,8 +189,11 @@ std::string Group::reason_of(uint64_t word) const {
   if (subject >= controls_.size()) return "the group was ended by a rank that is gone";
   switch (abort_cause(word)) {
     case AbortCause::peer_died:
+      // The rank that told us has already gone; our own watcher learns of the death within milliseconds.
+      for (int ms = 0; ms < 50 && peers_[subject] && !peers_[subject]->dead.load(std::memory_order_acquire); ++ms)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
       return config_.labels[subject] + " " +
-             (peers_[subject] && peers_[subject]->dead ? peers_[subject]->death : "died");
+             (peers_[subject] && peers_[subject]->dead.load() ? peers_[subject]->death : "died");
     case AbortCause::peer_left:
       return config_.labels[subject] + " has left the group";
     case AbortCause::timeout:
