@@ -19,9 +19,8 @@ constexpr int kMaxBlocks = 64;
 // A rank that does not take part ends the probe after this long, and the group with it.
 constexpr int64_t kTimeoutNs = 60'000'000'000;
 
-// Words that begin where torch's tensors do, at a cache line. Memory straight from malloc begins 16 bytes into a page,
-// the scratch at a page: loads then seem to depend on stores of the same low address bits, and 64 MiB took 26 ms
-// instead of 10.
+// Words that begin where torch's tensors do, at a cache line: the copy from malloc's memory, 16 bytes into one, to
+// scratch is another one (core/reduce.cpp) and would not be the floor of what programs do.
 class Buffer {
  public:
   explicit Buffer(uint64_t nbytes)

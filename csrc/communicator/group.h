@@ -86,7 +86,11 @@ class Group : public std::enable_shared_from_this<Group> {
   Step judge(Op& op);
   Step run(Op& op);
   void end(Op& op, std::unique_ptr<Error> error);
-  bool blocked_flag(const std::atomic<uint64_t>** flag, uint64_t* value) const;  // what the head waits for
+  struct Awaited {
+    int peer = 0;
+    uint64_t value = 0;  // that the peer's progress must reach
+  };
+  Awaited awaited_by(const Op& op) const;  // what an op that is blocked waits for
   void check_failures(Op& op, bool look_at_clock);
   bool spin();
   void complete(Finished& finished);

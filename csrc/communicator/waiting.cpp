@@ -22,30 +22,24 @@ std::string seconds(int64_t ns) {
 
 }  // namespace
 
-bool Group::blocked_flag(const std::atomic<uint64_t>** flag, uint64_t* value) const {
-  if (queue_.empty()) return false;
-  const Op& op = *queue_.front();
-  int peer = op.next_peer;
-  if (op.phase == Op::Phase::running) {
-    peer = op.execution.blocked_on_peer();
-    *value = op.execution.blocked_on_value();
-  } else if (op.phase == Op::Phase::arriving) {
-    *value = progress_value(op.sequence, 1);
-  } else {
-    *value = progress_value(flush_before_, 1);
+Group::Awaited Group::awaited_by(const Op& op) const {
+  switch (op.phase) {
+    case Op::Phase::begin:
+      return {op.next_peer, progress_value(flush_before_, 1)};
+    case Op::Phase::arriving:
+      return {op.next_peer, progress_value(op.sequence, 1)};
+    default:
+      return {op.execution.blocked_on_peer(), op.execution.blocked_on_value()};
   }
-  *flag = &control(peer).line.progress;
-  return true;
 }
 
 std::string Group::waiting_for(const Op& op) const {
-  uint64_t value = progress_value(op.phase == Op::Phase::begin ? flush_before_ : op.sequence, 1);
+  const Awaited awaited = awaited_by(op);
   const bool running = op.phase == Op::Phase::running;
-  if (running) value = op.execution.blocked_on_value();
   std::string text;
   for (int r = 0; r < config_.world_size; ++r) {
     const uint64_t progress = control(r).line.progress.load(std::memory_order_acquire);
-    if (r == config_.rank || progress >= value || (running && r != op.execution.blocked_on_peer())) continue;
+    if (r == config_.rank || progress >= awaited.value || (running && r != awaited.peer)) continue;
     const uint64_t at = progress >> kRoundBits;
     text += (text.empty() ? "" : ", ") + config_.labels[static_cast<size_t>(r)];
     text += at < op.sequence ? " (has not called it)" : " (is in it)";
@@ -55,17 +49,10 @@ std::string Group::waiting_for(const Op& op) const {
 
 void Group::check_failures(Op& op, bool look_at_clock) {
   if (own().abort.word.load(std::memory_order_acquire) == 0 && look_at_clock) {
-    const std::atomic<uint64_t>* flag = nullptr;
-    uint64_t value = 0;
-    int peer = op.next_peer;
-    {
-      std::lock_guard lock(queue_mutex_);
-      blocked_flag(&flag, &value);
-    }
-    if (op.phase == Op::Phase::running) peer = op.execution.blocked_on_peer();
+    const auto [peer, value] = awaited_by(op);
     // Membership before progress: a rank publishes all it owes before it leaves.
     const bool left = control(peer).line.membership.load(std::memory_order_acquire) != config_.nonce;
-    if (left && flag->load(std::memory_order_acquire) < value)
+    if (left && control(peer).line.progress.load(std::memory_order_acquire) < value)
       abort(AbortCause::peer_left, peer,
             config_.labels[static_cast<size_t>(peer)] + " has left the group (it destroyed it or ended)");
     else if (now_ns() > op.deadline_ns)
@@ -79,15 +66,16 @@ void Group::check_failures(Op& op, bool look_at_clock) {
 
 // Polls the head's flag with the driver lock held. True when it is worth advancing again.
 bool Group::spin() {
-  const std::atomic<uint64_t>* flag = nullptr;
-  uint64_t value = 0;
+  Awaited awaited;
   {
     std::lock_guard lock(queue_mutex_);
-    if (!blocked_flag(&flag, &value)) return false;
+    if (queue_.empty()) return false;
+    awaited = awaited_by(*queue_.front());
   }
+  const std::atomic<uint64_t>& progress = control(awaited.peer).line.progress;
   const std::atomic<uint64_t>& abort_word = own().abort.word;
   for (int i = 0; i < spin_pauses_ + spin_yields_; ++i) {
-    if (flag->load(std::memory_order_acquire) >= value) return true;
+    if (progress.load(std::memory_order_acquire) >= awaited.value) return true;
     if (abort_word.load(std::memory_order_relaxed) != 0) return true;
     if (i < spin_pauses_)
       _mm_pause();
