@@ -13,7 +13,7 @@ from hxcomm import build_check
 
 if TYPE_CHECKING:
     from hxcomm.algorithms import register as register_algorithm
-    from hxcomm.c10d import Options, statistics
+    from hxcomm.c10d import Options, monitored_barrier, statistics
     from hxcomm.errors import (
         AbortedError,
         AuthError,
@@ -33,6 +33,7 @@ __all__ = [
     "MismatchError",
     "Options",
     "PeerFailedError",
+    "monitored_barrier",
     "register_algorithm",
     "register_selector",
     "statistics",
@@ -46,6 +47,7 @@ _HOMES = {
     "MismatchError": "hxcomm.errors",
     "PeerFailedError": "hxcomm.errors",
     "Options": "hxcomm.c10d",
+    "monitored_barrier": "hxcomm.c10d",
     "statistics": "hxcomm.c10d",
     "register_selector": "hxcomm.select",
 }

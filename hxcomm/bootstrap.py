@@ -11,10 +11,12 @@ import datetime
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import msgpack
@@ -95,6 +97,12 @@ _runtime_pid = 0
 _runtime_lock = threading.Lock()
 
 
+def _library_folders() -> list[str]:
+    """Whose frames are not the program's: this package's, and torch's where it is loaded."""
+    files = [__file__, getattr(sys.modules.get("torch"), "__file__", None)]
+    return [f"{Path(file).parent}/" for file in files if file]
+
+
 def runtime() -> _core.Runtime:
     """This process's segment and threads, made at the first call. A forked child gets its own."""
     global _runtime, _runtime_pid
@@ -103,7 +111,11 @@ def runtime() -> _core.Runtime:
             isa = environment.ISA.get()
             if isa != "auto":
                 _core.set_reduce_isa(isa)
+            if (failpoint := environment.FAILPOINT.get()) is not None:
+                _core.arm_failpoint(failpoint)
             _runtime, _runtime_pid = _core.Runtime(SEGMENT_BYTES), os.getpid()
+            if "callsite" in environment.TRACE.get():
+                _runtime.trace_call_sites(_library_folders())
             _runtime.keep_forever()
         return _runtime
 
@@ -225,6 +237,7 @@ def create_group(
         nonce=nonce,
         spin_ns=-1 if spin_us is None else 1000 * spin_us,
         compare_shapes=environment.CHECK.get() == "shape",
+        dump_folder=environment.DUMP.get() or "",
     )
     mine = Hello(
         _core.PROTOCOL_VERSION,

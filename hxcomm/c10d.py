@@ -97,6 +97,29 @@ def _create(options: Any, pg_options: Any) -> Any:
     return _C.ProcessGroup(rank=rank, size=world_size, api=_core.api(), group=group.capsule(), timeout_s=timeout_s)
 
 
+def monitored_barrier(
+    group: dist.ProcessGroup | None = None, timeout: datetime.timedelta | None = None, wait_all_ranks: bool = False
+) -> None:
+    """A barrier that says who is missing. Blocks until every rank of the group (default: all ranks) has called it.
+
+    timeout: how long this one call waits; None: the group's, which it may not exceed. When it passes, every rank that
+    came raises CommTimeoutError naming the missing ones with host and pid (the first of them, or with `wait_all_ranks`
+    all), and the group is closed, as after any timeout. Raises ValueError where the group is not of backend hxcomm, or
+    this rank is not in it; PeerFailedError where a rank died.
+    """
+    chosen = dist.group.WORLD if group is None else group
+    if chosen is None:
+        raise ValueError("there is no process group yet: call init_process_group first")
+    if not isinstance(chosen, dist.ProcessGroup):
+        raise ValueError("this rank is not in the group that monitored_barrier was called with")
+    backends = dist.get_backend_config(chosen)
+    if f"cpu:{BACKEND}" not in backends.split(","):
+        raise ValueError(f"hxcomm.monitored_barrier is for groups of backend {BACKEND}, and this one has {backends}")
+    if timeout is not None and timeout <= datetime.timedelta(0):
+        raise ValueError(f"monitored_barrier: a timeout of {timeout.total_seconds()} s; it must be positive")
+    chosen.monitored_barrier(timeout, wait_all_ranks)  # type: ignore[attr-defined]  # torch's stub lacks it
+
+
 def statistics() -> list[Statistic]:
     """What every live group of this process has done so far, one entry per (group, op, algorithm, root, dtype)."""
     from hxcomm import algorithms, bootstrap

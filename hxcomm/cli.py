@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import hxcomm
 from hxcomm import build_check, environment
@@ -63,13 +64,70 @@ def _parser() -> argparse.ArgumentParser:
         "--ranks", type=_range, default=range(1, 17), metavar="A..B", help="world sizes (default: 1..16)"
     )
     prove.set_defaults(run=_prove)
+
+    top = commands.add_parser("top", help="who is in which collective, since when, and who is missing")
+    whose = top.add_mutually_exclusive_group()
+    whose.add_argument("--pid", type=_pid, metavar="PID", help="only the groups of this process")
+    whose.add_argument("--all", action="store_true", help="the groups of all processes of this user (default)")
+    top.add_argument("--once", action="store_true", help="print once, not every second until Ctrl-C")
+    top.add_argument("--json", action="store_true", help="one line of JSON each time")
+    top.set_defaults(run=_top)
+
+    verify = commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
+    verify.add_argument("--backend", default="hxcomm", metavar="NAME", help="any that torch knows (default: hxcomm)")
+    verify.add_argument("--device", default="cpu", metavar="DEV", help="of the tensors: cpu (default), cuda, ...")
+    verify.add_argument(
+        "--ranks", type=_counts, default=[2, 3, 4], metavar="N,N", help="world sizes, one after another (2,3,4)"
+    )
+    verify.add_argument("--timeout", type=_seconds, default=20.0, metavar="S", help="limit of a check (default: 20)")
+    verify.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="checks whose id matches, with * and ?; repeatable",
+    )
+    verify.add_argument(
+        "--list", action="store_true", help="print the ids of the checks instead, and what they hold to"
+    )
+    verify.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that registers the backend, or more checks; imported by every rank; repeatable",
+    )
+    verify.add_argument("--json", type=Path, metavar="FILE", help="write every result as JSON")
+    verify.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    verify.set_defaults(run=_verify)
     return parser
+
+
+def _pid(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a process")
+    return int(text)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of ranks, 1 or more")
     return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return sorted({_count(each) for each in text.split(",")})
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0.1 or more")
+    return seconds
 
 
 def _range(text: str) -> range:
@@ -131,6 +189,21 @@ def _prove(options: argparse.Namespace) -> int:
         how = f"; reduces in {' or '.join(sorted(orders, reverse=True))}" if OPS[op].reduces and proved else ""
         print(f"{op} {name}: {proved} proved{how}")
     return 1 if failures else 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from hxcomm import top
+
+    return top.run(options.pid, as_json=options.json, once=options.once)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from hxcomm.verify import command
+
+    try:
+        return command.run(options)
+    except command.UsageError as error:
+        raise UsageError(str(error)) from error
 
 
 def _info(options: argparse.Namespace) -> int:

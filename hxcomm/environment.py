@@ -108,6 +108,12 @@ def _nbytes_or_auto(text: str) -> int | None:
     return None if text.lower() == "auto" else parse_nbytes(text)
 
 
+def _folder(text: str) -> str:
+    if not (os.path.isdir(text) and os.access(text, os.W_OK)):  # noqa: PTH112 (pathlib would be its only use here)
+        raise ValueError("not a folder that this process can write to; create it first")
+    return text
+
+
 def _microseconds_or_auto(text: str) -> int | None:
     if text.lower() == "auto":
         return None
@@ -151,6 +157,20 @@ CHECK: Variable[str] = Variable(
     "shape: ranks that pass tensors of equal count but different shape to one op raise MismatchError.",
     _one_of("none", "shape"),
 )
+DUMP: Variable[str | None] = Variable(
+    "HXCOMM_DUMP",
+    "a folder",
+    None,
+    "When a group ends by an error, each rank writes its last 64 operations there, one JSON file a rank and group.",
+    _folder,
+)
+FAILPOINT: Variable[str | None] = Variable(
+    "HXCOMM_FAILPOINT",
+    "point[@nth]=action",
+    None,
+    "For tests of this package: makes the process fail at a point of the core, e.g. judged@2=kill; read once.",
+    str,
+)
 HOST_ID: Variable[str | None] = Variable(
     "HXCOMM_HOST_ID",
     "any text",
@@ -173,8 +193,17 @@ SPIN_US: Variable[int | None] = Variable(
     _microseconds_or_auto,
 )
 
+TRACE: Variable[frozenset[str]] = Variable(
+    "HXCOMM_TRACE",
+    "words, comma-separated; known: callsite",
+    frozenset(),
+    "callsite: `hxcomm top` and HXCOMM_DUMP show where in the program each call stands; costs about 1 us a call.",
+    _set_of("callsite"),
+)
+
 VARIABLES: Mapping[str, Variable[object]] = {
-    variable.name: variable for variable in (ALGO, DEBUG, EXECUTOR, ISA, CHECK, HOST_ID, SEGMENT, SPIN_US)
+    variable.name: variable
+    for variable in (ALGO, DEBUG, EXECUTOR, ISA, CHECK, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE)
 }
 
 _warned_of: set[str] = set()

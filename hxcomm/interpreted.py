@@ -31,16 +31,16 @@ def transfer(
     reduce_op: str,
     world_size: int,
     count: int,
-    sources: Sequence[tuple[int, bool]],
-    destinations: Sequence[tuple[int, bool]],
+    sources: Sequence[tuple[int, bool, float]],
+    destinations: Sequence[tuple[int, bool, float]],
 ) -> None:
-    """One transfer on mapped memory: sources and destinations are (address, holds a partial result)."""
+    """One transfer on mapped memory: sources and destinations are (address, holds a partial result, factor)."""
     interpret.transfer(
         reduce,
         final,
         dtype,
         reduce_op,
         world_size,
-        [(_array(address, partial, dtype, count), partial) for address, partial in sources],
-        [_array(address, partial, dtype, count) for address, partial in destinations],
+        [(_array(address, partial, dtype, count), partial, factor) for address, partial, factor in sources],
+        [_array(address, partial, dtype, count) for address, partial, _ in destinations],
     )

@@ -1,7 +1,7 @@
 """Inputs that are exact in every dtype, and what a collective must make of them, computed in integers and float64.
 
 Results compare with ==: sums of small integers round nowhere before the one rounding that reduce.h allows. Arrays are
-as hxcomm stores them: bfloat16 as uint16, bool as uint8.
+as hxcomm stores them: bfloat16 as uint16, bool as uint8. Complex numbers have whole parts.
 """
 
 from __future__ import annotations
@@ -25,14 +25,30 @@ STORED = {
     "int64": np.int64,
     "uint8": np.uint8,
     "bool": np.uint8,
+    "int8": np.int8,
+    "int16": np.int16,
+    "complex64": np.complex64,
+    "complex128": np.complex128,
 }
 DTYPES = tuple(STORED)
-REDUCE_OPS = ("sum", "product", "min", "max", "avg")
+REDUCE_OPS = ("sum", "product", "min", "max", "avg", "band", "bor", "bxor", "premul_sum")
+COMPLEX = ("complex64", "complex128")
+FLOATS = ("float32", "float64", "bfloat16", "float16")
+BITWISE = {"band": np.bitwise_and, "bor": np.bitwise_or, "bxor": np.bitwise_xor}
 
 
 def supported(dtype: str, reduce_op: str) -> bool:
-    """The average of truth values has no meaning; every other pair is carried out."""
-    return (dtype, reduce_op) != ("bool", "avg")
+    """Complex numbers have no order, integers no fractions to be scaled to, floats no bits; bool has no quotient."""
+    if dtype in COMPLEX:
+        return reduce_op in ("sum", "product", "avg", "premul_sum")
+    if dtype in FLOATS:
+        return reduce_op not in BITWISE
+    return reduce_op != "premul_sum" and (dtype, reduce_op) != ("bool", "avg")
+
+
+def factor(reduce_op: str, rank: int) -> float:
+    """What a rank multiplies its own elements by (PREMUL_SUM), another one for each; halves, exact in every dtype."""
+    return (1.5, -0.5, 2.0, 0.5)[rank % 4] if reduce_op == "premul_sum" else 1.0
 
 
 def store(values: Array, dtype: str) -> Array:
@@ -47,6 +63,9 @@ def store(values: Array, dtype: str) -> Array:
 
 def numbers(dtype: str, reduce_op: str, rank: int, block: int, count: int) -> Array:
     """A rank's own elements, as integers: they differ by rank, block and position; negative where the dtype can."""
+    if dtype in COMPLEX:
+        parts = numbers("float64", reduce_op, rank, block, 2 * count)
+        return parts[:count] - 1j * parts[count:]
     mixed = (np.arange(count, dtype=np.int64) * 7 + rank * 5 + block * 3) % 11
     if reduce_op == "product":
         mixed = 1 + mixed % 2  # at five ranks 32 at most: exact everywhere
@@ -67,8 +86,15 @@ def inputs(op: str, dtype: str, reduce_op: str, rank: int, world_size: int, root
 def reduced(parts: Sequence[Array], dtype: str, reduce_op: str) -> Array:
     """The integers `parts` of all ranks, reduced as `dtype`."""
     stack = np.stack(list(parts))
+    if reduce_op == "premul_sum":
+        return store(sum(factor(reduce_op, rank) * part for rank, part in enumerate(parts)), dtype)
+    if reduce_op in BITWISE:
+        return store(BITWISE[reduce_op].reduce(stack.astype(np.int64), axis=0), dtype)
     if dtype == "bool":
         return store(stack.any(axis=0) if reduce_op in ("sum", "max") else stack.all(axis=0), dtype)
+    if dtype in COMPLEX and reduce_op == "avg":
+        parts = stack.sum(axis=0).view(np.float64).astype(np.float64 if dtype == "complex128" else np.float32)
+        return (parts / parts.dtype.type(len(stack))).view(dtype)
     if reduce_op != "avg":
         function = {"sum": np.sum, "product": np.prod, "min": np.min, "max": np.max}[reduce_op]
         return store(function(stack, axis=0), dtype)

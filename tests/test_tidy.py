@@ -32,9 +32,19 @@ FORBIDDEN_IMPORTS: dict[str, tuple[str, ...]] = {
     "hxcomm/environment.py": ("torch", "numpy", "hxcomm"),
     "hxcomm/build_check.py": ("torch", "numpy"),
     "hxcomm/cli.py": ("torch", "hxcomm._C"),
+    "hxcomm/inspection.py": ("torch", "numpy", "hxcomm"),
+    "hxcomm/top.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core"),
     "hxcomm/bootstrap.py": ("torch", "hxcomm._C", "hxcomm.c10d"),
     "hxcomm/select.py": ("torch", "hxcomm._C", "hxcomm.c10d", "hxcomm.bootstrap"),
     "hxcomm/__init__.py": ("torch", "numpy", "zmq"),
+    "hxcomm/verify": (
+        "hxcomm._C",
+        "hxcomm._core",
+        "hxcomm.bootstrap",
+        "hxcomm.select",
+        "hxcomm.schedule",
+        "hxcomm.errors",
+    ),
     "examples": ("hxcomm._C", "hxcomm._core"),
 }
 # numpy in the schedule layer belongs to the interpreter alone: the rest imports in milliseconds.

@@ -34,6 +34,7 @@ def call(
     root: int = -1,
     count: int | None = None,
     uneven: bool = False,
+    factor: float = 1.0,
     timeout_s: float = TIMEOUT_S,
 ) -> _core.Call:
     """A Call on arrays, which must outlive it. `count` is that of the first block where it is left out."""
@@ -47,6 +48,7 @@ def call(
         output=[(array.ctypes.data, array.size) for array in output],
         count=count if count is not None else (blocks[0].size if blocks and not uneven else 0),
         uneven=uneven,
+        factor=factor,
         timeout_s=timeout_s,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.distributed as dist
-from exact import Array
+from exact import Array, factor
 
 TORCH = {
     "float32": torch.float32,
@@ -16,6 +16,10 @@ TORCH = {
     "int64": torch.int64,
     "uint8": torch.uint8,
     "bool": torch.bool,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
 }
 REDUCE_OPS = {
     "sum": dist.ReduceOp.SUM,
@@ -23,7 +27,17 @@ REDUCE_OPS = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
     "avg": dist.ReduceOp.AVG,
+    "band": dist.ReduceOp.BAND,
+    "bor": dist.ReduceOp.BOR,
+    "bxor": dist.ReduceOp.BXOR,
 }
+
+
+def reduce_op_of(name: str, rank: int) -> dist.ReduceOp:
+    """torch's reduce op, with this rank's own factor for premul_sum."""
+    if name == "premul_sum":
+        return dist._make_nccl_premul_sum(factor(name, rank))
+    return REDUCE_OPS[name]
 
 
 def to_torch(array: Array, dtype: str) -> torch.Tensor:

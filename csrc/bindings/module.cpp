@@ -6,9 +6,11 @@
 
 #include <cstring>
 
+#include "bindings/call_site.h"
 #include "communicator/api.h"
 #include "communicator/floor.h"
 #include "communicator/group.h"
+#include "core/failpoint.h"
 #include "core/reduce.h"
 #include "transport/endpoint.h"
 
@@ -69,7 +71,7 @@ Planner planner_from(py::function function) {
 
 // HXCOMM_EXECUTOR=python: every transfer is done by a Python function, called as
 // function(reduce, final, dtype, reduce_op, world_size, count, sources, destinations), where sources and destinations
-// are lists of (address, is_partial).
+// are lists of (address, is_partial, factor); the factor is 1 but for the contributions that PREMUL_SUM multiplies.
 class PythonTransfer final : public TransferHook {
  public:
   explicit PythonTransfer(py::function function) : function_(with_gil(std::move(function))) {}
@@ -82,11 +84,12 @@ class PythonTransfer final : public TransferHook {
     for (int i = 0; i < in.n_sources + in.n_destinations; ++i) {
       const Operand& operand = b.plan->operands[in.first_operand + static_cast<uint32_t>(i)];
       lists[i < in.n_sources ? 0 : 1].append(
-          py::make_tuple(reinterpret_cast<uintptr_t>(resolve(b, operand)), operand.mark == Mark::partial));
+          py::make_tuple(reinterpret_cast<uintptr_t>(resolve(b, operand)), is_partial(b, operand),
+                         i < in.n_sources && is_scaled(b, operand) ? b.factor : 1.0));
     }
     try {
-      (*function_)(in.reduce, in.final, dtype_name(b.dtype), reduce_op_name(b.reduce_op), b.plan->world_size, count,
-                   lists[0], lists[1]);
+      (*function_)(is_reduction(b, in), in.final, dtype_name(b.dtype), reduce_op_name(b.reduce_op), b.plan->world_size,
+                   count, lists[0], lists[1]);
     } catch (py::error_already_set& error) {
       throw Error(ErrorKind::aborted, std::string("the Python executor failed: ") + error.what());
     }
@@ -141,12 +144,13 @@ Code code_of(const std::string& name, int n, const char* (*name_of)(Code), const
 
 Call call_from(const std::string& op, const std::string& dtype, const std::string& reduce_op, int root,
                const std::vector<std::pair<uintptr_t, uint64_t>>& input,
-               const std::vector<std::pair<uintptr_t, uint64_t>>& output, uint64_t count, bool uneven,
+               const std::vector<std::pair<uintptr_t, uint64_t>>& output, uint64_t count, bool uneven, double factor,
                double timeout_s) {
   Call call;
   call.op = code_of<OpCode>(op, kOpCodes, op_name, "op");
   call.dtype = code_of<DType>(dtype, kDTypes, dtype_name, "dtype");
   call.reduce_op = code_of<ReduceOp>(reduce_op, kReduceOps, reduce_op_name, "reduce op");
+  call.factor = factor;
   call.root = root;
   for (const auto& [address, n] : input) call.input.push_back({reinterpret_cast<std::byte*>(address), n});
   for (const auto& [address, n] : output) call.output.push_back({reinterpret_cast<std::byte*>(address), n});
@@ -197,17 +201,21 @@ std::shared_ptr<Op> post(PyGroup& self, Call call) {
 void bind_making(py::class_<PyGroup>& group) {
   group
       .def(py::init([](std::shared_ptr<Runtime> runtime, std::string name, int rank, int world_size, std::string label,
-                       uint64_t nonce, uint64_t first_sequence, int64_t spin_ns, bool compare_shapes) {
+                       uint64_t nonce, uint64_t first_sequence, int64_t spin_ns, bool compare_shapes,
+                       std::string dump_folder) {
              if (world_size < 1 || rank < 0 || rank >= world_size)
                throw Error(ErrorKind::usage,
                            "rank " + std::to_string(rank) + " of world size " + std::to_string(world_size));
-             GroupConfig config{std::move(name), rank, world_size, {}, nonce, first_sequence, spin_ns, compare_shapes};
+             GroupConfig config{
+                 std::move(name),       rank, world_size, {}, nonce, first_sequence, spin_ns, compare_shapes,
+                 std::move(dump_folder)};
              config.labels.resize(static_cast<size_t>(world_size));
              config.labels[static_cast<size_t>(rank)] = std::move(label);
              return std::make_unique<PyGroup>(std::move(runtime), std::move(config));
            }),
            py::arg("runtime"), py::kw_only(), py::arg("name"), py::arg("rank"), py::arg("world_size"), py::arg("label"),
-           py::arg("nonce"), py::arg("first_sequence") = 1, py::arg("spin_ns") = -1, py::arg("compare_shapes") = false)
+           py::arg("nonce"), py::arg("first_sequence") = 1, py::arg("spin_ns") = -1, py::arg("compare_shapes") = false,
+           py::arg("dump_folder") = "")
       .def_property_readonly("rank", [](PyGroup& self) { return self.group()->rank(); })
       .def_property_readonly("world_size", [](PyGroup& self) { return self.group()->world_size(); })
       .def_property_readonly("name", [](PyGroup& self) { return self.group()->name(); })
@@ -291,7 +299,7 @@ void bind_plans(py::module_& m) {
   py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
       .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
            py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
-           py::arg("timeout_s") = 600.0);
+           py::arg("factor") = 1.0, py::arg("timeout_s") = 600.0);
   py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
       .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
 }
@@ -320,6 +328,14 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "keep_forever", [](const std::shared_ptr<Runtime>& r) { new std::shared_ptr<Runtime>(r); },
           "Never ends its threads: for the process's own, which must outlive whatever Python tears down at exit.")
+      .def(
+          "trace_call_sites",
+          [](const Runtime& r, std::vector<std::string> outside) {
+            r.progress->call_site = [outside = std::move(outside)](char* text, size_t size) {
+              write_call_site(text, size, outside);
+            };
+          },
+          py::arg("outside"), "Records where each call stands in the program; files that begin so are not the program.")
       .def("statistics",
            [](const Runtime& r) {
              py::list rows;
@@ -348,6 +364,8 @@ PYBIND11_MODULE(_core, m) {
         set_reduce_isa(name == "scalar" ? Isa::scalar : name == "avx2" ? Isa::avx2 : Isa::automatic);
       },
       py::arg("isa"), "Chooses the reduce kernels: auto, avx2 or scalar. Before the first group only.");
+  m.def("arm_failpoint", &arm_failpoint, py::arg("text"),
+        "For tests: HXCOMM_FAILPOINT's value, e.g. \"judged@2=kill\". Before the first group only.");
   m.def("reduce_isa", &reduce_isa, "The instruction set of the reduce kernels in use: avx2 or scalar.");
   m.attr("PROTOCOL_VERSION") = kProtocolVersion;
 }

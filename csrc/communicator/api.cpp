@@ -38,7 +38,9 @@ Call call_of(const ApiCall& from) {
   call.op = static_cast<OpCode>(from.op);
   call.dtype = static_cast<DType>(from.dtype);
   call.reduce_op = static_cast<ReduceOp>(from.reduce_op);
+  call.factor = from.factor;
   call.root = from.root;
+  call.tag = from.tag;
   call.uneven = from.uneven != 0;
   call.count = from.count;
   for (size_t i = 0; i < from.n_input; ++i)
@@ -47,6 +49,7 @@ Call call_of(const ApiCall& from) {
     call.output.push_back({static_cast<std::byte*>(from.output[i].data), from.output[i].count});
   call.shape.assign(from.shape, from.n_shape);
   call.timeout_ns = from.timeout_ns;
+  call.name_first = from.name_first != 0;
   return call;
 }
 
@@ -83,13 +86,10 @@ const Api kApi = {
           *finished = o.finished.load(std::memory_order_acquire) ? 1 : 0;
           return *finished != 0 && o.error ? failed(*o.error) : 0;
         },
+    .source = [](void* op) { return (*static_cast<OpHandle*>(op))->source; },
     .release_op = [](void* op) { delete static_cast<OpHandle*>(op); },
     .refuse = [](void* group, const ApiCall* call,
                  const char* reason) { group_of(group).refuse(call_of(*call), reason); },
-    .unsupported =
-        [](int dtype, int reduce_op) {
-          return unsupported(static_cast<DType>(dtype), static_cast<ReduceOp>(reduce_op));
-        },
     .abort =
         [](void* group, const char* reason) {
           Group& g = group_of(group);

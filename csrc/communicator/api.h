@@ -6,9 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/errors.h"  // ErrorKind: what functions return
+#include "core/types.h"   // DType, ReduceOp: codes of a call
+
 namespace hxcomm {
 
-constexpr uint32_t kApiVersion = 1;
+constexpr uint32_t kApiVersion = 2;
 constexpr const char* kApiCapsule = "hxcomm._core.api";
 constexpr const char* kGroupCapsule = "hxcomm._core.group";
 
@@ -19,8 +22,10 @@ struct ApiBlock {
 
 // One collective call. Codes are those of OpCode, DType and ReduceOp; blocks as the op's layout has them.
 struct ApiCall {
-  int32_t op, dtype, reduce_op, root;  // root -1: none
+  int32_t op, dtype, reduce_op, root;  // root -1: none; of a send or recv: the peer, -1 for any source
+  int32_t tag;                         // of a send or recv
   int32_t uneven;
+  double factor;   // PREMUL_SUM
   uint64_t count;  // elements of one block
   const ApiBlock* input;
   size_t n_input;
@@ -29,6 +34,7 @@ struct ApiCall {
   const int64_t* shape;
   size_t n_shape;
   int64_t timeout_ns;
+  int32_t name_first;  // where the timeout passes, name only the first of the ranks that are missing
 };
 
 using ApiOnFinish = void (*)(void* context, int kind, const char* message);
@@ -46,10 +52,10 @@ struct Api {
   int (*post)(void* group, const ApiCall* call, ApiOnFinish on_finish, void* context, void** op);
   int (*wait)(void* group, void* op, int64_t timeout_ns);  // timeout_ns < 0: the op's own deadline only
   int (*result)(void* op, int* finished);                  // does not block; the op's error once it has finished
+  int (*source)(void* op);                                 // of a recv that has ended: whose message it met
   void (*release_op)(void* op);
   // A call that this rank refuses before it is posted: peers raise MismatchError quoting `reason`.
   void (*refuse)(void* group, const ApiCall* call, const char* reason);
-  const char* (*unsupported)(int dtype, int reduce_op);  // null, or why this pair cannot be reduced
   void (*abort)(void* group, const char* reason);
   void (*leave)(void* group);
   uint64_t (*sequence)(void* group);  // of the next collective

@@ -27,9 +27,15 @@ enum class OpCode : uint8_t {  // the order of hxcomm.algorithms.OPS
   scatter = 6,
   all_to_all = 7,
   barrier = 8,
+  send = 9,  // the two that are no collectives
+  recv = 10,
 };
-constexpr int kOpCodes = 9;
+constexpr int kOpCodes = 11;
 const char* op_name(OpCode op);
+constexpr bool is_point_to_point(OpCode op) { return op == OpCode::send || op == OpCode::recv; }
+constexpr bool reduces(OpCode op) {
+  return op == OpCode::all_reduce || op == OpCode::reduce || op == OpCode::reduce_scatter;
+}
 
 enum class DeviceKind : uint8_t { cpu = 0 };
 
@@ -73,15 +79,18 @@ struct Shape {
 struct Call {
   OpCode op{};
   DType dtype = DType::uint8;
-  ReduceOp reduce_op = ReduceOp::sum;
+  ReduceOp reduce_op = ReduceOp::sum;  // of ops that reduce
+  double factor = 1;                   // PREMUL_SUM: of this rank; it may differ by rank
   DeviceKind device = DeviceKind::cpu;
   bool uneven = false;  // all_to_all with counts that differ by pair; compared pair by pair from the descriptors
-  int32_t root = -1;
-  uint64_t count = 0;  // elements of one block, equal on every rank (0 where uneven)
-  Blocks input;        // as many as the plan's layout has blocks here
+  int32_t root = -1;    // of a send or recv: the peer, -1 for any source
+  int32_t tag = 0;      // of a send or recv
+  uint64_t count = 0;   // elements of one block, equal on every rank (0 where uneven)
+  Blocks input;         // as many as the plan's layout has blocks here
   Blocks output;
-  Shape shape;             // of the caller's tensor
-  int64_t timeout_ns = 0;  // from the moment the call is posted
+  Shape shape;              // of the caller's tensor
+  int64_t timeout_ns = 0;   // from the moment the call is posted
+  bool name_first = false;  // where that passes, name only the first of the ranks that are missing
 };
 
 // What a group has done so far with one algorithm of one op. Written by the group's driver, read by anybody.
@@ -117,7 +126,8 @@ using Planner = std::function<Choice(const ChoiceKey&)>;
 struct Op {
   Call call;
   Choice choice;
-  std::string refusal;  // not empty: the front end refused the call; it only tells the peers so
+  std::string refusal;      // not empty: the front end refused the call; it only tells the peers so
+  char call_site[24] = {};  // "train.py:41" where that is traced
   int64_t posted_ns = 0;
   int64_t deadline_ns = 0;
   // Run once, by whichever thread finishes the op, without the group's locks; null where it succeeded.
@@ -128,6 +138,7 @@ struct Op {
   Phase phase = Phase::begin;
   uint64_t sequence = 0;        // of the current segment
   uint64_t first_sequence = 0;  // of the first: the one messages name
+  int64_t record = -1;          // its number in the flight ring, once it is there
   uint64_t low = 0;             // the window's first element
   uint64_t window = 0;
   uint64_t longest = 0;  // elements of the longest block on any rank
@@ -135,6 +146,7 @@ struct Op {
   Execution execution;
 
   // Written last by the driver (release); anybody may read them after seeing `finished` (acquire).
+  int source = -1;  // of a recv: the rank whose message it met
   std::unique_ptr<Error> error;
   std::atomic<bool> finished{false};
 };

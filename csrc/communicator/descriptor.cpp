@@ -7,8 +7,9 @@
 namespace hxcomm {
 namespace {
 
-constexpr const char* kOpNames[kOpCodes] = {"all_reduce", "broadcast", "reduce",     "all_gather", "reduce_scatter",
-                                            "gather",     "scatter",   "all_to_all", "barrier"};
+constexpr const char* kOpNames[kOpCodes] = {"all_reduce",     "broadcast", "reduce",  "all_gather",
+                                            "reduce_scatter", "gather",    "scatter", "all_to_all",
+                                            "barrier",        "send",      "recv"};
 
 uint64_t mix(uint64_t hash, uint64_t value) {
   // The multiply-xorshift round of splitmix64: every input bit reaches every output bit.
@@ -25,11 +26,6 @@ void put(char* to, size_t size, const std::string& text) {
   const size_t n = std::min(size - 1, text.size());
   std::memcpy(to, text.data(), n);
   to[n] = '\0';
-}
-
-bool reduces(uint8_t op) {
-  return op == static_cast<uint8_t>(OpCode::all_reduce) || op == static_cast<uint8_t>(OpCode::reduce) ||
-         op == static_cast<uint8_t>(OpCode::reduce_scatter);
 }
 
 std::string shape_text(const Descriptor& d) {
@@ -49,7 +45,9 @@ std::vector<std::string> row(const std::string& label, const Descriptor& d) {
           : d.uneven != 0 ? "uneven"
                           : std::to_string(d.count),
           data ? shape_text(d) : "-",
-          reduces(d.op) && d.reduce_op < kReduceOps ? reduce_op_name(static_cast<ReduceOp>(d.reduce_op)) : "-",
+          reduces(static_cast<OpCode>(d.op)) && d.reduce_op < kReduceOps
+              ? reduce_op_name(static_cast<ReduceOp>(d.reduce_op))
+              : "-",
           d.root >= 0 ? std::to_string(d.root) : "-",
           bounded(d.algorithm)};
 }
@@ -106,8 +104,9 @@ void write_descriptor(Descriptor& d, const Op& op, int world_size) {
 uint64_t fingerprint(const Op& op, bool with_shape) {
   if (!op.refusal.empty()) return 0;  // no other call's: theirs have the lowest bit set
   const Call& call = op.call;
-  // AVG divides and so differs from SUM even where it moves the same bytes; only reducing ops have a reduce op.
-  const uint64_t reduce_op = reduces(static_cast<uint8_t>(call.op)) ? static_cast<uint64_t>(call.reduce_op) : 0;
+  // AVG divides and so differs from SUM even where it moves the same bytes; only reducing ops have a reduce op. The
+  // factors of PREMUL_SUM may differ by rank.
+  const uint64_t reduce_op = reduces(call.op) ? static_cast<uint64_t>(call.reduce_op) : 0;
   uint64_t hash = mix(op.choice.plan->hash, op.sequence);
   hash = mix(hash, (uint64_t{static_cast<uint8_t>(call.op)} << 56) |
                        (uint64_t{static_cast<uint8_t>(call.dtype)} << 48) | (reduce_op << 40) |
@@ -151,7 +150,7 @@ std::string compare_uneven(Control* const* controls, int world_size, uint64_t se
                " do not fit together: " + labels[static_cast<size_t>(from)] + " sends " + std::to_string(sent) +
                " elements to " + labels[static_cast<size_t>(to)] + ", which expects " + std::to_string(expected) +
                "; nothing was sent and the group stays usable. input_split_sizes[j] on rank i must equal "
-               "output_split_sizes[i] on rank j.";
+               "output_split_sizes[i] on rank j; so must the sizes of the tensors where lists of them are given.";
     }
   return "";
 }

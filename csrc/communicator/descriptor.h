@@ -6,11 +6,14 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "communicator/call.h"
+#include "communicator/flight.h"
 #include "core/line.h"
+#include "core/packet_ring.h"
 
 namespace hxcomm {
 
@@ -31,22 +34,42 @@ struct Descriptor {
   // Behind it, for uneven calls: uint64_t input_counts[world_size], output_counts[world_size].
 };
 
-// What a rank keeps in its segment for one group, in this order: line, abort word, reason, two descriptors.
+// Which group a control page belongs to, for whoever looks at it from outside (core/directory.h). Written by its rank
+// before the directory names the page.
+struct alignas(64) Identity {
+  int32_t rank;
+  int32_t world_size;
+  char name[48];  // cut where it is longer
+};
+
+// What a rank keeps in its segment for one group, in this order: line, abort word, reason, identity, flight ring, two
+// descriptors. hxcomm/inspection.py has the same offsets.
 struct alignas(64) Control {
   static constexpr size_t kReasonBytes = 512;
   Line line;
   AbortLine abort;
   char reason[kReasonBytes];  // written by its rank before it sets an abort word of which it is the origin
+  Identity identity;
+  Flight flight;
 };
+static_assert(offsetof(Line, membership) == 40 && offsetof(Control, abort) == 64 && offsetof(Control, reason) == 128);
+static_assert(offsetof(Control, identity) == 640 && offsetof(Identity, name) == 8 && offsetof(Control, flight) == 704);
+static_assert(sizeof(Control) == 4864);
 
 constexpr size_t descriptor_bytes(int world_size) {
   return (sizeof(Descriptor) + 2 * sizeof(uint64_t) * static_cast<size_t>(world_size) + 63) / 64 * 64;
 }
-constexpr size_t control_bytes(int world_size) { return sizeof(Control) + 2 * descriptor_bytes(world_size); }
+constexpr size_t control_bytes(int world_size) {
+  return sizeof(Control) + 2 * descriptor_bytes(world_size) + sizeof(PairLine) * static_cast<size_t>(world_size);
+}
 
 inline Descriptor& descriptor_at(Control& control, int world_size, uint64_t sequence) {
   std::byte* first = reinterpret_cast<std::byte*>(&control) + sizeof(Control);
   return *reinterpret_cast<Descriptor*>(first + (sequence & 1) * descriptor_bytes(world_size));
+}
+inline PairLine& pair_line_at(Control& control, int world_size, int peer) {
+  std::byte* first = reinterpret_cast<std::byte*>(&control) + sizeof(Control) + 2 * descriptor_bytes(world_size);
+  return reinterpret_cast<PairLine*>(first)[peer];
 }
 inline uint64_t* extents_at(Descriptor& descriptor) { return reinterpret_cast<uint64_t*>(&descriptor + 1); }
 

@@ -74,16 +74,16 @@ Floor::Floor(Group& group) : group_(group), driver_(group.driver_) {
                 "the floor is measured on a group that has nothing pending; wait for what was posted");
 }
 
-void Floor::publish(uint64_t value) { group_.own().line.progress.store(value, std::memory_order_release); }
+void Floor::publish(uint64_t value) { group_.own().line.publish(value); }
 
 // Spins and yields as Group::spin does, then sleeps as a group's waiter does, but by the clock: nobody rings. Without
 // sleeping two ranks that the scheduler put on one core stay there.
 void Floor::wait_for(int rank, uint64_t value) {
-  const std::atomic<uint64_t>& flag = group_.control(rank).line.progress;
-  const std::atomic<uint64_t>& abort_word = group_.own().abort.word;
+  const Line& line = group_.control(rank).line;
+  const AbortLine& abort_line = group_.own().abort;
   int64_t deadline = 0;
-  for (int64_t i = 0; flag.load(std::memory_order_acquire) < value; ++i) {
-    if (abort_word.load(std::memory_order_relaxed) != 0) throw *group_.failure(nullptr);
+  for (int64_t i = 0; !line.has_reached(value); ++i) {
+    if (abort_line.is_set()) throw *group_.failure(nullptr);
     if (i < group_.spin_pauses_) {
       _mm_pause();
       continue;
@@ -154,11 +154,11 @@ double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int
     prepared.window = op->window;
   }
   Floor floor(group);
-  prepared.stride = scratch_stride(*prepared.choice.plan, dtype, prepared.window);
+  prepared.stride = scratch_stride(*prepared.choice.plan, dtype, call.reduce_op, prepared.window);
   for (int parity = 0; parity < 2; ++parity)
     for (int r = 0; r < group.world_size(); ++r)
       prepared.scratch[parity].push_back(group.segments_[static_cast<size_t>(r)] +
-                                         group.control(r).line.scratch_offset[parity].load(std::memory_order_relaxed));
+                                         group.control(r).line.scratch_offset_of(static_cast<uint64_t>(parity)));
   const int n_blocks = std::min(iterations, kMaxBlocks);
   const int each = (iterations + n_blocks - 1) / n_blocks;
   std::vector<double> blocks;

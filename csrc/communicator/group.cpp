@@ -4,12 +4,12 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <new>
 #include <thread>
 
 #include "core/clock.h"
+#include "core/failpoint.h"
 
 namespace hxcomm {
 namespace {
@@ -39,7 +39,10 @@ ErrorKind kind_of(AbortCause cause) {
 }  // namespace
 
 Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progress, GroupConfig config)
-    : endpoint_(std::move(endpoint)), progress_(std::move(progress)), config_(std::move(config)) {
+    : endpoint_(std::move(endpoint)),
+      progress_(std::move(progress)),
+      config_(std::move(config)),
+      point_to_point_(*this) {
   const auto n = static_cast<size_t>(config_.world_size);
   peers_.resize(n);
   controls_.resize(n);
@@ -59,8 +62,13 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   controls_[me] = new (segments_[me] + control_offset_) Control{};
   lines_[me] = &controls_[me]->line;
   // Fingerprints of sequences before the first belong to nobody; progress says "everything before the first is done".
-  lines_[me]->progress.store(progress_value(config_.first_sequence - 1, kMaxRounds));
-  lines_[me]->membership.store(config_.nonce, std::memory_order_release);
+  lines_[me]->publish(progress_value(config_.first_sequence - 1, kMaxRounds));
+  lines_[me]->join(config_.nonce);
+  Identity& identity = controls_[me]->identity;
+  identity.rank = config_.rank;
+  identity.world_size = config_.world_size;
+  config_.name.copy(identity.name, sizeof(identity.name) - 1);
+  endpoint_->segment().enlist(config_.nonce, control_offset_);
 
   const bool oversubscribed = config_.world_size > usable_cores();
   // A pause takes 40 to 70 cycles (140 on newer Intel cores), so 1,500 are 20 to 60 us: longer than any hand-over,
@@ -82,10 +90,10 @@ Group::~Group() {
   std::vector<Endpoint::Range> ranges{{control_offset_, control_bytes(config_.world_size)}};
   for (const Slot& slot : slots_)
     if (slot.nbytes > 0) ranges.push_back({slot.offset, slot.nbytes});
+  for (const Endpoint::Range& ring : point_to_point_.ranges()) ranges.push_back(ring);
   endpoint_->bury(std::move(ranges), [peers = peers_, lines = lines_, nonce = config_.nonce] {
     for (size_t r = 0; r < peers.size(); ++r)
-      if (peers[r] && !peers[r]->dead.load() && lines[r]->membership.load(std::memory_order_acquire) == nonce)
-        return false;
+      if (peers[r] && !peers[r]->dead.load() && lines[r]->is_member(nonce)) return false;
     return true;
   });
 }
@@ -119,7 +127,7 @@ void Group::on_death(const Peer& peer) {
   for (int r = 0; r < config_.world_size; ++r)
     if (peers_[static_cast<size_t>(r)].get() == &peer) {
       // A rank that said goodbye before it died is nobody's loss.
-      if (control(r).line.membership.load(std::memory_order_acquire) != config_.nonce) return;
+      if (!control(r).line.is_member(config_.nonce)) return;
       abort(AbortCause::peer_died, r, config_.labels[static_cast<size_t>(r)] + " " + peer.death);
     }
 }
@@ -128,7 +136,7 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
   if (forked()) return;
   {
     std::lock_guard lock(abort_mutex_);
-    if (own().abort.word.load(std::memory_order_relaxed) != 0) return;
+    if (own().abort.is_set()) return;
     // The other causes' texts name this rank or the one that failed.
     const std::string text =
         cause == AbortCause::called ? config_.labels[static_cast<size_t>(config_.rank)] + ": " + reason : reason;
@@ -137,13 +145,11 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
     own().reason[n] = '\0';
     const uint64_t word = abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
     // Our own word first: if a peer's abort got here before ours, that one is the cause that all will name.
-    uint64_t none = 0;
-    if (!own().abort.word.compare_exchange_strong(none, word, std::memory_order_acq_rel)) return;
+    if (!own().abort.set(word)) return;
+    failpoint(Failpoint::abort);
     for (int r = 0; r < config_.world_size; ++r) {
       if (r == config_.rank || controls_[static_cast<size_t>(r)] == nullptr) continue;
-      if (control(r).line.membership.load(std::memory_order_acquire) != config_.nonce) continue;
-      none = 0;
-      control(r).abort.word.compare_exchange_strong(none, word, std::memory_order_acq_rel);
+      if (control(r).line.is_member(config_.nonce)) control(r).abort.set(word);
     }
   }
   ring_sleepers();
@@ -154,59 +160,43 @@ void Group::leave() {
   if (left_.exchange(true)) return;
   if (forked()) return;  // the mapping and the threads are the parent's; its locks may be held forever here
   endpoint_->unsubscribe(death_token_);
+  failpoint(Failpoint::leave);
+  endpoint_->segment().strike(control_offset_);
   // Pending operations of this rank end here; the peers learn from the membership word, when they miss us. The reason
   // stays as it is: peers quote it for an abort that began here.
-  uint64_t none = 0;
   const auto me = static_cast<uint32_t>(config_.rank);
-  own().abort.word.compare_exchange_strong(none, abort_word(AbortCause::left, me, me));
+  own().abort.set(abort_word(AbortCause::left, me, me));
   Finished finished;
   {
     std::lock_guard lock(driver_);
     advance(&finished, false);
+    point_to_point_.fail_all(&finished);
     // Not while abort() runs on another thread (the watcher's, say): it writes to the members' pages, and a peer that
     // sees us leave may give its page back.
     std::lock_guard no_abort(abort_mutex_);
-    own().line.membership.store(0, std::memory_order_release);
+    own().line.leave();
     ring_sleepers();
   }
   complete(finished);
 }
 
-bool Group::alive() const {
-  return !left_.load() && !forked() && own().abort.word.load(std::memory_order_acquire) == 0;
-}
+bool Group::alive() const { return !left_.load() && !forked() && !own().abort.is_set(); }
 
 std::string Group::reason_of(uint64_t word) const {
   const auto origin = static_cast<size_t>(abort_origin(word));
-  const auto subject = static_cast<size_t>(abort_subject(word));
   if (abort_cause(word) == AbortCause::left) return "this rank has destroyed the group";
-  // The rank that noticed wrote down why, unless it has left since and its page is used for something else.
-  if (origin < controls_.size() && control(static_cast<int>(origin)).line.membership.load() == config_.nonce) {
+  // The rank that noticed wrote down why. Its page keeps that, whether it has left or died since, for as long as this
+  // rank is a member (Endpoint::bury).
+  if (origin < controls_.size() && controls_[origin] != nullptr && own().line.is_member(config_.nonce)) {
     char copy[Control::kReasonBytes];
-    std::memcpy(copy, control(static_cast<int>(origin)).reason, sizeof(copy));
+    std::memcpy(copy, controls_[origin]->reason, sizeof(copy));
     if (const size_t length = strnlen(copy, sizeof(copy)); length > 0) return {copy, length};
   }
-  if (subject >= controls_.size()) return "the group was ended by a rank that is gone";
-  switch (abort_cause(word)) {
-    case AbortCause::peer_died:
-      // The rank that told us has already gone; our own watcher learns of the death within milliseconds.
-      for (int ms = 0; ms < 50 && peers_[subject] && !peers_[subject]->dead.load(std::memory_order_acquire); ++ms)
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      return config_.labels[subject] + " " +
-             (peers_[subject] && peers_[subject]->dead.load() ? peers_[subject]->death : "died");
-    case AbortCause::peer_left:
-      return config_.labels[subject] + " has left the group";
-    case AbortCause::timeout:
-      return "an operation of " + config_.labels[subject] + " timed out";
-    case AbortCause::interrupted:
-      return config_.labels[subject] + " was interrupted by a signal (Ctrl-C) while it waited";
-    default:
-      return config_.labels[subject] + " ended the group";
-  }
+  return (origin < config_.labels.size() ? config_.labels[origin] : "a rank") + " ended the group";
 }
 
 std::unique_ptr<Error> Group::failure(const Op* op) const {
-  const uint64_t word = own().abort.word.load(std::memory_order_acquire);
+  const uint64_t word = own().abort.cause();
   std::string text = reason_of(word);
   if (op != nullptr)
     text = std::string(op_name(op->call.op)) +
@@ -216,6 +206,7 @@ std::unique_ptr<Error> Group::failure(const Op* op) const {
   text += abort_cause(word) == AbortCause::timeout
               ? "find out what the ranks it waited for were doing, or create the group with a longer timeout."
               : "destroy it and, with the ranks that remain, create a new one.";
+  if (!config_.dump_folder.empty() && abort_cause(word) != AbortCause::left) text += dump(text);
   return std::make_unique<Error>(kind_of(abort_cause(word)), text);
 }
 
@@ -227,6 +218,8 @@ size_t Group::KeyHash::operator()(const ChoiceKey& key) const {
 }
 
 Choice Group::choose(const Call& call) {
+  if (reduces(call.op) && !has_meaning(call.dtype, call.reduce_op))
+    throw Error(ErrorKind::usage, std::string(op_name(call.op)) + ": " + unsupported(call.dtype, call.reduce_op));
   const ChoiceKey key{call.op, call.dtype, call.reduce_op, call.root,
                       call.uneven ? 0 : call.count * item_size(call.dtype)};
   {
@@ -239,6 +232,10 @@ Choice Group::choose(const Call& call) {
       !choice.plan->is_private)
     throw Error(ErrorKind::usage, std::string("the selector gave ") + op_name(call.op) +
                                       " a plan that is not for this rank, world size and private memory");
+  if (reduces(call.op) && call.reduce_op == ReduceOp::premul_sum && choice.plan->moves_contributions)
+    throw Error(ErrorKind::usage, std::string(op_name(call.op)) + ": algorithm '" + choice.plan->algorithm +
+                                      "' copies contributions to outputs, where PREMUL_SUM cannot multiply them; "
+                                      "choose another one for it (HXCOMM_ALGO, Options or a selector)");
   std::lock_guard lock(planner_mutex_);
   choice.statistic = statistic_of(call, choice);
   // A program of ever new sizes must not grow this forever; planning anew is cheap, compiled plans are kept elsewhere.
@@ -267,14 +264,44 @@ void Group::refuse_after_fork() const {
                     "not survive a fork. Use the 'spawn' start method, or make a group of its own here.");
 }
 
+std::shared_ptr<Op> Group::post_message(std::shared_ptr<Op> op) {
+  const Call& call = op->call;
+  const bool recv = call.op == OpCode::recv;
+  if (call.root >= config_.world_size || call.root < (recv ? kAnySource : 0))
+    throw Error(ErrorKind::usage, std::string(op_name(call.op)) + ": there is no rank " + std::to_string(call.root) +
+                                      " in a group of " + std::to_string(config_.world_size));
+  const Blocks& blocks = recv ? call.output : call.input;
+  if (blocks.size() != 1 || blocks[0].count != call.count)
+    throw Error(ErrorKind::usage, std::string(op_name(call.op)) + " takes one tensor");
+  op->posted_ns = now_ns();
+  op->deadline_ns = call.timeout_ns > 0 ? op->posted_ns + call.timeout_ns : INT64_MAX;
+  op->record = static_cast<int64_t>(own().flight.open(*op));
+  Finished finished;
+  try {
+    point_to_point_.post(op, &finished);
+  } catch (const Error&) {
+    own().flight.close(static_cast<uint64_t>(op->record), /*well=*/false, op->posted_ns);
+    throw;
+  }
+  complete(finished);
+  return op;
+}
+
 std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
   refuse_after_fork();
   if (left_.load(std::memory_order_relaxed))
     throw Error(ErrorKind::usage, "group '" + config_.name + "' has been destroyed on this rank");
-  if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(nullptr);
+  if (own().abort.is_set()) throw *failure(nullptr);
 
+  failpoint(Failpoint::post);
   auto op = std::make_shared<Op>();
   op->call = std::move(call);
+  if (progress_->call_site) progress_->call_site(op->call_site, sizeof(op->call_site));
+  if (is_point_to_point(op->call.op)) {
+    op->on_finish = std::move(on_finish);
+    return post_message(std::move(op));
+  }
+  if (!reduces(op->call.op)) op->call.reduce_op = ReduceOp::sum;
   try {
     op->choice = choose(op->call);
     const Plan& plan = *op->choice.plan;
@@ -295,6 +322,7 @@ std::shared_ptr<Op> Group::enqueue(std::shared_ptr<Op> op) {
   op->deadline_ns = op->call.timeout_ns > 0 ? op->posted_ns + op->call.timeout_ns : INT64_MAX;
   std::lock_guard lock(queue_mutex_);
   queue_.push_back(op);
+  own().flight.n_queued.store(queue_.size(), std::memory_order_relaxed);
   posted_.fetch_add(1, std::memory_order_relaxed);
   progress_->operation_posted();
   return op;
@@ -302,7 +330,7 @@ std::shared_ptr<Op> Group::enqueue(std::shared_ptr<Op> op) {
 
 void Group::refuse(Call call, const std::string& reason) noexcept {
   try {
-    if (!alive()) return;
+    if (!alive() || is_point_to_point(call.op)) return;  // a message that was never sent has no place in any order
     auto op = std::make_shared<Op>();
     op->call = std::move(call);
     op->refusal = reason;

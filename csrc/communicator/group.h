@@ -16,6 +16,7 @@
 
 #include "communicator/call.h"
 #include "communicator/descriptor.h"
+#include "communicator/point_to_point.h"
 #include "communicator/progress.h"
 #include "transport/endpoint.h"
 
@@ -30,6 +31,7 @@ struct GroupConfig {
   uint64_t first_sequence = 1;
   int64_t spin_ns = -1;  // how long a waiter spins before it sleeps; -1: chosen from cores and ranks
   bool compare_shapes = false;
+  std::string dump_folder;  // where an error leaves the flight ring; "": nowhere
 };
 
 class Group : public std::enable_shared_from_this<Group> {
@@ -73,11 +75,13 @@ class Group : public std::enable_shared_from_this<Group> {
 
  private:
   friend class Floor;
+  friend class PointToPoint;
   enum class Step { moved, blocked, finished };
   using Finished = std::vector<std::shared_ptr<Op>>;
 
   Choice choose(const Call& call);
   std::shared_ptr<Statistic> statistic_of(const Call& call, const Choice& choice);  // needs planner_mutex_
+  std::shared_ptr<Op> post_message(std::shared_ptr<Op> op);
   std::shared_ptr<Op> enqueue(std::shared_ptr<Op> op);
   bool advance(Finished* finished, bool look_at_clock);  // needs driver_
   Step step(Op& op);
@@ -93,14 +97,18 @@ class Group : public std::enable_shared_from_this<Group> {
   Awaited awaited_by(const Op& op) const;  // what an op that is blocked waits for
   void check_failures(Op& op, bool look_at_clock);
   bool spin();
+  bool drive(const Op& op);
   void complete(Finished& finished);
   std::unique_ptr<Error> failure(const Op* op) const;
+  std::string dump(const std::string& why) const;
   std::string reason_of(uint64_t word) const;
   std::string waiting_for(const Op& op) const;
   void publish(uint64_t value);
   void ring_sleepers();
   void ensure_scratch(uint64_t sequence, size_t nbytes);
   Control& control(int rank) const { return *controls_[static_cast<size_t>(rank)]; }
+  // What `rank` says about its messages with `peer`.
+  PairLine& pair_line(int rank, int peer) const { return pair_line_at(control(rank), config_.world_size, peer); }
   Control& own() const { return control(config_.rank); }
   void on_death(const Peer& peer);
   bool forked() const;  // this process is a child of the one that made the group
@@ -143,7 +151,10 @@ class Group : public std::enable_shared_from_this<Group> {
   };
   std::unordered_map<ChoiceKey, Choice, KeyHash> choices_;
 
+  PointToPoint point_to_point_;
   std::mutex abort_mutex_;
+  mutable std::once_flag dumped_;
+  mutable std::string dump_note_;  // where the dump is, or why there is none
   std::atomic<bool> left_{false};
 };
 

@@ -3,6 +3,7 @@
 
 #include "communicator/group.h"
 #include "core/clock.h"
+#include "core/failpoint.h"
 
 namespace hxcomm {
 namespace {
@@ -20,7 +21,8 @@ uint64_t window_for(const Op& op) {
   // Unequal counts are not known everywhere yet, so the window must not depend on them.
   if (!op.call.uneven) window = std::min(window, op.call.count);
   while (window > 64 &&
-         static_cast<size_t>(plan.scratch_chunks) * scratch_stride(plan, dtype, window) > kMaxScratchBytes)
+         static_cast<size_t>(plan.scratch_chunks) * scratch_stride(plan, dtype, op.call.reduce_op, window) >
+             kMaxScratchBytes)
     window /= 2;
   return window;
 }
@@ -28,13 +30,12 @@ uint64_t window_for(const Op& op) {
 }  // namespace
 
 void Group::publish(uint64_t value) {
-  own().line.progress.store(value, std::memory_order_release);
+  own().line.publish(value);
   ring_sleepers();
 }
 
 void Group::ring_sleepers() {
-  // Pairs with the fence in Endpoint::announce_sleep().
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  Doorbell::fence_after_publishing();
   for (const auto& peer : peers_)
     if (peer) peer->ring_if_asleep();
 }
@@ -50,17 +51,16 @@ void Group::ensure_scratch(uint64_t sequence, size_t nbytes) {
     slot = {offset, size};
   }
   const auto me = static_cast<size_t>(config_.rank);
-  own().line.scratch_offset[sequence & 1].store(slot.offset, std::memory_order_relaxed);
+  own().line.set_scratch_offset(sequence, slot.offset);
   scratch_[me] = segments_[me] + slot.offset;
 }
 
 Group::Step Group::begin(Op& op) {
-  if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(&op);
+  if (own().abort.is_set()) throw *failure(&op);
   if (flush_before_ != 0) {
     // After a refused call this rank has not waited for anyone; it may not run two operations ahead.
     for (; op.next_peer < config_.world_size; ++op.next_peer)
-      if (control(op.next_peer).line.progress.load(std::memory_order_acquire) < progress_value(flush_before_, 1))
-        return Step::blocked;
+      if (!control(op.next_peer).line.has_reached(progress_value(flush_before_, 1))) return Step::blocked;
     flush_before_ = 0;
   }
   op.next_peer = 0;
@@ -69,16 +69,20 @@ Group::Step Group::begin(Op& op) {
     op.window = window_for(op);
     op.longest = op.call.count;
   }
-  const size_t stride = op.refusal.empty() ? scratch_stride(*op.choice.plan, op.call.dtype, op.window) : 0;
+  const size_t stride =
+      op.refusal.empty() ? scratch_stride(*op.choice.plan, op.call.dtype, op.call.reduce_op, op.window) : 0;
   const uint64_t sequence = next_sequence_.load(std::memory_order_relaxed);
   if (op.refusal.empty()) ensure_scratch(sequence, static_cast<size_t>(op.choice.plan->scratch_chunks) * stride);
 
   next_sequence_.store(sequence + 1, std::memory_order_relaxed);
   op.sequence = sequence;
-  if (first) op.first_sequence = sequence;
+  if (first) {
+    op.first_sequence = sequence;
+    op.record = static_cast<int64_t>(own().flight.open(op));
+  }
   if (!op.refusal.empty()) {
     write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
-    own().line.fingerprint[sequence & 1].store(fingerprint(op, false), std::memory_order_relaxed);
+    own().line.set_fingerprint(sequence, fingerprint(op, false));
     publish(progress_value(sequence, 1));
     flush_before_ = sequence;
     return Step::finished;
@@ -87,6 +91,7 @@ Group::Step Group::begin(Op& op) {
   binding.plan = op.choice.plan.get();
   binding.dtype = op.call.dtype;
   binding.reduce_op = op.call.reduce_op;
+  binding.factor = op.call.factor;
   binding.input = op.call.input.data();
   binding.output = op.call.output.data();
   binding.low = op.low;
@@ -99,9 +104,12 @@ Group::Step Group::begin(Op& op) {
   op.execution.run([] {});  // stages; plans cannot publish or wait before ENTER
   if (first) {
     write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
-    own().line.fingerprint[sequence & 1].store(fingerprint(op, config_.compare_shapes), std::memory_order_relaxed);
+    own().line.set_fingerprint(sequence, fingerprint(op, config_.compare_shapes));
   }
+  failpoint(Failpoint::staged);
   publish(progress_value(sequence, 1));
+  own().flight.set_state(static_cast<uint64_t>(op.record), FlightState::arrived);
+  failpoint(Failpoint::arrived);
   op.phase = Op::Phase::arriving;
   return Step::moved;
 }
@@ -109,17 +117,16 @@ Group::Step Group::begin(Op& op) {
 Group::Step Group::arrive(Op& op) {
   const uint64_t arrival = progress_value(op.sequence, 1);
   for (; op.next_peer < config_.world_size; ++op.next_peer)
-    if (control(op.next_peer).line.progress.load(std::memory_order_acquire) < arrival) return Step::blocked;
+    if (!control(op.next_peer).line.has_reached(arrival)) return Step::blocked;
   return judge(op);
 }
 
 Group::Step Group::judge(Op& op) {
-  const uint64_t parity = op.sequence & 1;
   const int n = config_.world_size;
   if (op.sequence == op.first_sequence) {
-    const uint64_t mine = own().line.fingerprint[parity].load(std::memory_order_relaxed);
+    const uint64_t mine = own().line.fingerprint_of(op.sequence);
     for (int r = 0; r < n; ++r)
-      if (control(r).line.fingerprint[parity].load(std::memory_order_relaxed) != mine)
+      if (control(r).line.fingerprint_of(op.sequence) != mine)
         throw Error(ErrorKind::mismatch, mismatch_table(controls_.data(), n, op.sequence, config_.labels));
     if (op.call.uneven) {
       // Every rank reads every rank's counts, so all reach the same verdict without asking each other again.
@@ -131,7 +138,7 @@ Group::Step Group::judge(Op& op) {
   for (int r = 0; r < n; ++r) {
     if (r == config_.rank) continue;
     const auto i = static_cast<size_t>(r);
-    const uint64_t offset = control(r).line.scratch_offset[parity].load(std::memory_order_relaxed);
+    const uint64_t offset = control(r).line.scratch_offset_of(op.sequence);
     if (offset > segment_bytes_[i] || segment_bytes_[i] - offset < needed)
       throw Error(ErrorKind::aborted, config_.labels[i] + " published a scratch offset of " + std::to_string(offset) +
                                           ", outside its segment: its memory is corrupt");
@@ -139,6 +146,8 @@ Group::Step Group::judge(Op& op) {
   }
   op.execution.entered();
   op.phase = Op::Phase::running;
+  own().flight.set_state(static_cast<uint64_t>(op.record), FlightState::running);
+  failpoint(Failpoint::judged);
   return Step::moved;
 }
 
@@ -177,6 +186,9 @@ void Group::end(Op& op, std::unique_ptr<Error> error) {
     statistic.time_ns.fetch_add(now - std::max(op.posted_ns, last_end_ns_), std::memory_order_relaxed);
   }
   last_end_ns_ = now;
+  if (op.record < 0) op.record = static_cast<int64_t>(own().flight.open(op));
+  own().flight.close(static_cast<uint64_t>(op.record), !error && op.refusal.empty(), now);
+  failpoint(Failpoint::ended);
   op.error = std::move(error);
   op.finished.store(true, std::memory_order_release);
 }
@@ -207,6 +219,7 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
     {
       std::lock_guard lock(queue_mutex_);
       queue_.pop_front();
+      own().flight.n_queued.store(queue_.size(), std::memory_order_relaxed);
       posted_.fetch_sub(1, std::memory_order_relaxed);
       progress_->operation_finished();
     }
@@ -223,7 +236,8 @@ void Group::complete(Finished& finished) {
       op->on_finish = nullptr;
     }
   // Somebody of this process may sleep on an operation that this thread has just finished.
-  if (endpoint_->segment().header().sleepers.load() > 0) endpoint_->ring_own_doorbell();
+  Doorbell::fence_after_publishing();
+  if (endpoint_->segment().header().doorbell.has_sleepers()) endpoint_->ring_own_doorbell();
   finished.clear();
 }
 

@@ -52,6 +52,10 @@ class Progress {
   // Called about every 100 ms by a blocked foreground thread: true ends the wait (Ctrl-C). May be empty.
   std::function<bool()> interrupted;
 
+  // Writes where the caller of a posted call stands, e.g. "train.py:41", and a NUL. On the caller's thread. May be
+  // empty.
+  std::function<void(char* text, size_t size)> call_site;
+
  private:
   void run();
 

@@ -38,9 +38,10 @@ std::string Group::waiting_for(const Op& op) const {
   const bool running = op.phase == Op::Phase::running;
   std::string text;
   for (int r = 0; r < config_.world_size; ++r) {
-    const uint64_t progress = control(r).line.progress.load(std::memory_order_acquire);
+    const uint64_t progress = control(r).line.reached();
     if (r == config_.rank || progress >= awaited.value || (running && r != awaited.peer)) continue;
     const uint64_t at = progress >> kRoundBits;
+    if (op.call.name_first && !text.empty()) break;
     text += (text.empty() ? "" : ", ") + config_.labels[static_cast<size_t>(r)];
     text += at < op.sequence ? " (has not called it)" : " (is in it)";
   }
@@ -48,11 +49,11 @@ std::string Group::waiting_for(const Op& op) const {
 }
 
 void Group::check_failures(Op& op, bool look_at_clock) {
-  if (own().abort.word.load(std::memory_order_acquire) == 0 && look_at_clock) {
+  if (!own().abort.is_set() && look_at_clock) {
     const auto [peer, value] = awaited_by(op);
     // Membership before progress: a rank publishes all it owes before it leaves.
-    const bool left = control(peer).line.membership.load(std::memory_order_acquire) != config_.nonce;
-    if (left && control(peer).line.progress.load(std::memory_order_acquire) < value)
+    const Line& line = control(peer).line;
+    if (!line.is_member(config_.nonce) && !line.has_reached(value))
       abort(AbortCause::peer_left, peer,
             config_.labels[static_cast<size_t>(peer)] + " has left the group (it destroyed it or ended)");
     else if (now_ns() > op.deadline_ns)
@@ -61,7 +62,7 @@ void Group::check_failures(Op& op, bool look_at_clock) {
                 config_.labels[static_cast<size_t>(config_.rank)] + " timed out after " +
                 seconds(now_ns() - op.posted_ns) + " waiting for " + waiting_for(op));
   }
-  if (own().abort.word.load(std::memory_order_acquire) != 0) throw *failure(&op);
+  if (own().abort.is_set()) throw *failure(&op);
 }
 
 // Polls the head's flag with the driver lock held. True when it is worth advancing again.
@@ -72,15 +73,26 @@ bool Group::spin() {
     if (queue_.empty()) return false;
     awaited = awaited_by(*queue_.front());
   }
-  const std::atomic<uint64_t>& progress = control(awaited.peer).line.progress;
-  const std::atomic<uint64_t>& abort_word = own().abort.word;
+  const Line& line = control(awaited.peer).line;
+  const AbortLine& abort_line = own().abort;
   for (int i = 0; i < spin_pauses_ + spin_yields_; ++i) {
-    if (progress.load(std::memory_order_acquire) >= awaited.value) return true;
-    if (abort_word.load(std::memory_order_relaxed) != 0) return true;
+    if (line.has_reached(awaited.value) || abort_line.is_set()) return true;
     if (i < spin_pauses_)
       _mm_pause();
     else
       sched_yield();
+  }
+  return false;
+}
+
+// Moves messages for as long as a rank spins. True when the send or recv has ended.
+bool Group::drive(const Op& op) {
+  for (int i = 0; i < spin_pauses_ / 8 + spin_yields_; ++i) {
+    Finished finished;
+    if (point_to_point_.advance(&finished, /*look_at_clock=*/false)) i = 0;
+    complete(finished);
+    if (op.finished.load(std::memory_order_acquire)) return true;
+    if (i >= spin_pauses_ / 8) sched_yield();
   }
   return false;
 }
@@ -92,7 +104,9 @@ void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
   int64_t next_look = 0;
   bool stopped_by_signal = false;
   while (!op->finished.load(std::memory_order_acquire)) {
-    if (driver_.try_lock()) {
+    if (is_point_to_point(op->call.op)) {
+      if (drive(*op)) continue;
+    } else if (driver_.try_lock()) {
       Finished finished;
       bool moved = advance(&finished, /*look_at_clock=*/false);
       if (finished.empty()) moved = spin() || moved;
@@ -127,10 +141,13 @@ void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
 }
 
 bool Group::try_advance(bool look_at_clock) {
-  if (!driver_.try_lock()) return false;
   Finished finished;
-  const bool moved = advance(&finished, look_at_clock);
-  driver_.unlock();
+  bool moved = false;
+  if (driver_.try_lock()) {
+    moved = advance(&finished, look_at_clock);
+    driver_.unlock();
+  }
+  moved = point_to_point_.advance(&finished, look_at_clock) || moved;
   complete(finished);
   return moved;
 }

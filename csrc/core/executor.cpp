@@ -10,11 +10,12 @@ constexpr size_t kInlineOperands = 64;
 
 }  // namespace
 
-size_t scratch_stride(const Plan& plan, DType dtype, uint64_t window) {
+size_t scratch_stride(const Plan& plan, DType dtype, ReduceOp reduce_op, uint64_t window) {
   uint64_t elements = 0;
   if (plan.input.blocks > 0) elements = std::max(elements, piece_elements(window, plan.input.pieces));
   if (plan.output.blocks > 0) elements = std::max(elements, piece_elements(window, plan.output.pieces));
-  const size_t each = plan.partials ? accumulation_size(dtype) : item_size(dtype);
+  const bool wide = plan.partials || reduce_op == ReduceOp::premul_sum;
+  const size_t each = wide ? accumulation_size(dtype) : item_size(dtype);
   return (elements * each + 63) / 64 * 64;
 }
 
@@ -32,6 +33,19 @@ uint64_t transfer_count(const Binding& b, const Instruction& in) {
   const int32_t pieces = (input ? b.plan->input : b.plan->output).pieces;
   const Block& block = (input ? b.input : b.output)[in.count_chunk / pieces];
   return piece_of(block.count, b.low, b.high, pieces, in.count_chunk % pieces).count;
+}
+
+bool is_partial(const Binding& b, const Operand& operand) {
+  if (operand.mark == Mark::fresh && operand.buffer == BufferKind::scratch) return b.reduce_op == ReduceOp::premul_sum;
+  return operand.mark == Mark::partial;
+}
+
+bool is_scaled(const Binding& b, const Operand& operand) {
+  return b.reduce_op == ReduceOp::premul_sum && operand.mark == Mark::fresh && operand.buffer != BufferKind::scratch;
+}
+
+bool is_reduction(const Binding& b, const Instruction& in) {
+  return in.reduce || is_scaled(b, b.plan->operands[in.first_operand]);
 }
 
 void Execution::transfer(const Instruction& in) {
@@ -55,11 +69,11 @@ void Execution::transfer(const Instruction& in) {
     destinations = (heap_destinations = std::make_unique<void*[]>(in.n_destinations)).get();
 
   for (int i = 0; i < in.n_sources; ++i)
-    sources[i] = Source{resolve(b, operands[i]), operands[i].mark == Mark::partial};
+    sources[i] = Source{resolve(b, operands[i]), is_partial(b, operands[i]), is_scaled(b, operands[i])};
   for (int i = 0; i < in.n_destinations; ++i) destinations[i] = resolve(b, operands[in.n_sources + i]);
 
-  if (in.reduce) {
-    const ReduceSpec spec{b.dtype, b.reduce_op, in.final, b.plan->world_size};
+  if (is_reduction(b, in)) {
+    const ReduceSpec spec{b.dtype, b.reduce_op, in.final, b.plan->world_size, b.factor};
     reduce(spec, sources, in.n_sources, destinations, in.n_destinations, count);
   } else {
     const size_t each = sources[0].partial ? accumulation_size(b.dtype) : item_size(b.dtype);

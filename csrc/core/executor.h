@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/failpoint.h"
 #include "core/line.h"
 #include "core/plan.h"
 #include "core/reduce.h"
@@ -26,6 +27,7 @@ struct Binding {
   const Plan* plan = nullptr;
   DType dtype{};
   ReduceOp reduce_op{};
+  double factor = 1;                    // PREMUL_SUM: this rank's own
   const Block* input = nullptr;         // plan->input.blocks of them, this rank's own
   const Block* output = nullptr;        // plan->output.blocks
   uint64_t low = 0, high = 0;           // the window of every block, in elements
@@ -37,11 +39,18 @@ struct Binding {
 
 // Bytes from one scratch chunk to the next for a window of `window` elements: the largest chunk, in the accumulation
 // type where partial results lie there, rounded up to cache lines.
-size_t scratch_stride(const Plan& plan, DType dtype, uint64_t window);
+size_t scratch_stride(const Plan& plan, DType dtype, ReduceOp reduce_op, uint64_t window);
 
 // Resolves a location to memory. What the Python executor calls, too.
 std::byte* resolve(const Binding& binding, const Operand& operand);
 uint64_t transfer_count(const Binding& binding, const Instruction& instruction);
+
+// PREMUL_SUM. Only a rank knows its own factor, so contributions are multiplied by their owner: where it reads its
+// input in a reduction, and where it copies it to its scratch, which then holds products in the accumulation type.
+// Whoever reads a contribution in scratch takes it as a partial result. So 16-bit results still round once.
+bool is_partial(const Binding& binding, const Operand& operand);  // lies in the accumulation type
+bool is_scaled(const Binding& binding, const Operand& operand);   // a source to be multiplied by this rank's factor
+bool is_reduction(const Binding& binding, const Instruction& instruction);  // a copy that multiplies is one
 
 // Runs a transfer some other way (HXCOMM_EXECUTOR=python); null for the native loop.
 struct TransferHook {
@@ -84,15 +93,15 @@ Execution::Status Execution::run(Published&& published) {
     switch (in.code) {
       case Instruction::Code::transfer:
         transfer(in);
+        failpoint(Failpoint::transfer);
         break;
       case Instruction::Code::wait:
-        if (binding_.lines[in.peer]->progress.load(std::memory_order_acquire) < blocked_on_value())
-          return Status::blocked;
+        if (!binding_.lines[in.peer]->has_reached(blocked_on_value())) return Status::blocked;
         break;
       case Instruction::Code::publish:
-        binding_.lines[binding_.plan->rank]->progress.store(progress_value(binding_.sequence, uint64_t{in.round} + 1),
-                                                            std::memory_order_release);
+        binding_.lines[binding_.plan->rank]->publish(progress_value(binding_.sequence, uint64_t{in.round} + 1));
         published();
+        failpoint(Failpoint::published);
         break;
       case Instruction::Code::enter:
         return Status::entering;

@@ -83,6 +83,10 @@ Instruction read_transfer(Reader& reader, Plan& plan) {
   in.n_destinations = static_cast<uint16_t>(reader.next_in(1, kMaxOperands, "the number of destinations"));
   in.first_operand = static_cast<uint32_t>(plan.operands.size());
   for (int i = 0; i < in.n_sources + in.n_destinations; ++i) plan.operands.push_back(read_operand(reader, plan));
+  const auto* operands = &plan.operands[in.first_operand];
+  if (!in.reduce && operands[0].mark == Mark::fresh)
+    plan.moves_contributions |= std::any_of(operands + 1, operands + 1 + in.n_destinations,
+                                            [](const Operand& to) { return to.buffer != BufferKind::scratch; });
   return in;
 }
 

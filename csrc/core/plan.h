@@ -47,8 +47,9 @@ struct Plan {
   int32_t own_input_blocks = 0, own_output_blocks = 0;
   int32_t scratch_chunks = 0;
   bool in_place = false;
-  bool is_private = false;  // peers touch nothing but this rank's scratch
-  bool partials = false;    // some scratch chunk holds the accumulation type
+  bool is_private = false;           // peers touch nothing but this rank's scratch
+  bool partials = false;             // some scratch chunk holds the accumulation type
+  bool moves_contributions = false;  // copies a contribution to an output or input, where it cannot lie multiplied
   uint64_t hash = 0;
   std::string algorithm;
   std::vector<Instruction> instructions;

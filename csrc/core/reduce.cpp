@@ -1,6 +1,7 @@
 #include "core/reduce.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstdint>
 #include <cstring>
 
@@ -45,6 +46,28 @@ bool cpu_has_avx2() { return false; }
 
 Kernels chosen = cpu_has_avx2() ? kAvx2 : kScalar;
 
+// As torch and NCCL write it: "PREMUL_SUM".
+std::string capitals(ReduceOp op) {
+  std::string name = reduce_op_name(op);
+  for (char& c : name) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return name;
+}
+
+const char* reason(DType dtype, ReduceOp op) {
+  switch (op) {
+    case ReduceOp::min:
+    case ReduceOp::max:
+      return "complex numbers have no order";
+    case ReduceOp::avg:
+      return "a truth value cannot be divided";
+    case ReduceOp::premul_sum:
+      return kind_of(dtype) == DTypeKind::boolean ? "a truth value cannot be multiplied by a factor"
+                                                  : "a factor would be cut to a whole number";
+    default:
+      return "only integers and truth values have bits";
+  }
+}
+
 }  // namespace
 
 void reduce(const ReduceSpec& spec, const Source* sources, int n_sources, void* const* destinations, int n_destinations,
@@ -62,10 +85,14 @@ void copy(const void* source, void* const* destinations, int n_destinations, siz
   }
 }
 
-const char* unsupported(DType dtype, ReduceOp op) {
-  if (dtype == DType::boolean && op == ReduceOp::avg)
-    return "AVG of bool has no meaning: use SUM (or), MIN (and), or convert to a number first";
-  return nullptr;
+std::string unsupported(DType dtype, ReduceOp op) {
+  if (has_meaning(dtype, op)) return "";
+  std::string possible;
+  for (int i = 0; i < kReduceOps; ++i)
+    if (has_meaning(dtype, static_cast<ReduceOp>(i)))
+      possible += (possible.empty() ? "" : ", ") + capitals(static_cast<ReduceOp>(i));
+  return capitals(op) + " of " + dtype_name(dtype) + " has no meaning (" + reason(dtype, op) + "); " +
+         dtype_name(dtype) + " has " + possible;
 }
 
 void set_reduce_isa(Isa isa) {

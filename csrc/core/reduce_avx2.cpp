@@ -34,6 +34,7 @@ struct Float32x8 {
   static __m256 divide(__m256 sum, int divisor) {
     return _mm256_div_ps(sum, _mm256_set1_ps(static_cast<float>(divisor)));
   }
+  static __m256 scale(__m256 r, double factor) { return _mm256_mul_ps(r, _mm256_set1_ps(static_cast<float>(factor))); }
   static __m256 settle(__m256 r) {
     const __m256 quiet_nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
     return _mm256_blendv_ps(r, quiet_nan, _mm256_cmp_ps(r, r, _CMP_UNORD_Q));
@@ -61,9 +62,27 @@ struct Float64x4 {
   static __m256d divide(__m256d sum, int divisor) {
     return _mm256_div_pd(sum, _mm256_set1_pd(static_cast<double>(divisor)));
   }
+  static __m256d scale(__m256d r, double factor) { return _mm256_mul_pd(r, _mm256_set1_pd(factor)); }
   static __m256d settle(__m256d r) {
     const __m256d quiet_nan = _mm256_castsi256_pd(_mm256_set1_epi64x(0x7ff8000000000000));
     return _mm256_blendv_pd(r, quiet_nan, _mm256_cmp_pd(r, r, _CMP_UNORD_Q));
+  }
+};
+
+// Re and im side by side. A product is re * (c, d) -/+ im * (d, c), as the scalar one rounds it.
+struct Complex64x4 : Float32x8 {
+  static constexpr size_t kLanes = 4;
+  static __m256 multiply(__m256 a, __m256 b) {
+    const __m256 crossed = _mm256_mul_ps(_mm256_movehdup_ps(a), _mm256_permute_ps(b, 0xb1));
+    return _mm256_addsub_ps(_mm256_mul_ps(_mm256_moveldup_ps(a), b), crossed);
+  }
+};
+
+struct Complex128x2 : Float64x4 {
+  static constexpr size_t kLanes = 2;
+  static __m256d multiply(__m256d a, __m256d b) {
+    const __m256d crossed = _mm256_mul_pd(_mm256_permute_pd(a, 0xf), _mm256_permute_pd(b, 0x5));
+    return _mm256_addsub_pd(_mm256_mul_pd(_mm256_movedup_pd(a), b), crossed);
   }
 };
 
@@ -118,6 +137,9 @@ struct BFloat16x16 {
   static Register divide(Register r, int divisor) {
     return {Float32x8::divide(r.a, divisor), Float32x8::divide(r.b, divisor)};
   }
+  static Register scale(Register r, double factor) {
+    return {Float32x8::scale(r.a, factor), Float32x8::scale(r.b, factor)};
+  }
   static Register settle(Register r) { return {Float32x8::settle(r.a), Float32x8::settle(r.b)}; }
 };
 
@@ -136,6 +158,9 @@ struct IntegerRegister {
   static void store_partial(std::byte* p, __m256i r) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r); }
   static __m256i load_fresh(const std::byte* p) { return load_partial(p); }
   static void store_final(std::byte* p, __m256i r) { store_partial(p, r); }
+  static __m256i bit_and(__m256i a, __m256i b) { return _mm256_and_si256(a, b); }
+  static __m256i bit_or(__m256i a, __m256i b) { return _mm256_or_si256(a, b); }
+  static __m256i bit_xor(__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }
   static __m256i settle(__m256i r) { return r; }
   static __m256i divide(__m256i r, int) { return r; }  // never called: reduce_avx2() hands these on
 };
@@ -161,6 +186,14 @@ struct Int64x4 : IntegerRegister {
   static __m256i maximum(__m256i a, __m256i b) { return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi64(a, b)); }
 };
 
+struct Int16x16 : IntegerRegister {
+  static constexpr size_t kLanes = 16;
+  static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
+  static __m256i multiply(__m256i a, __m256i b) { return _mm256_mullo_epi16(a, b); }
+  static __m256i minimum(__m256i a, __m256i b) { return _mm256_min_epi16(a, b); }
+  static __m256i maximum(__m256i a, __m256i b) { return _mm256_max_epi16(a, b); }
+};
+
 struct UInt8x32 : IntegerRegister {
   static constexpr size_t kLanes = 32;
   static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi8(a, b); }
@@ -173,9 +206,17 @@ struct UInt8x32 : IntegerRegister {
   static __m256i maximum(__m256i a, __m256i b) { return _mm256_max_epu8(a, b); }
 };
 
+// Sums and products of bytes have the same low bits whether these are signed or not.
+struct Int8x32 : UInt8x32 {
+  static __m256i minimum(__m256i a, __m256i b) { return _mm256_min_epi8(a, b); }
+  static __m256i maximum(__m256i a, __m256i b) { return _mm256_max_epi8(a, b); }
+};
+
 struct Boolx32 : UInt8x32 {
   static __m256i add(__m256i a, __m256i b) { return maximum(a, b); }
   static __m256i multiply(__m256i a, __m256i b) { return minimum(a, b); }
+  static __m256i bit_and(__m256i a, __m256i b) { return minimum(a, b); }
+  static __m256i bit_xor(__m256i a, __m256i b) { return _mm256_xor_si256(settle(a), settle(b)); }
   static __m256i settle(__m256i r) { return _mm256_min_epu8(r, _mm256_set1_epi8(1)); }
 };
 
@@ -195,13 +236,22 @@ template <>
 struct Lane<DType::uint8> : UInt8x32 {};
 template <>
 struct Lane<DType::boolean> : Boolx32 {};
+template <>
+struct Lane<DType::int8> : Int8x32 {};
+template <>
+struct Lane<DType::int16> : Int16x16 {};
+template <>
+struct Lane<DType::complex64> : Complex64x4 {};
+template <>
+struct Lane<DType::complex128> : Complex128x2 {};
 
 constexpr Folds kFolds = every_fold(std::make_integer_sequence<int, kDTypes>{});
 
 }  // namespace
 
 void reduce_avx2(const Reduction& r, size_t begin, size_t end) {
-  if (r.spec.op == ReduceOp::avg && r.spec.final && !kDTypeTable[static_cast<int>(r.spec.dtype)].floating)
+  if (r.spec.op == ReduceOp::avg && r.spec.final &&
+      kDTypeTable[static_cast<int>(r.spec.dtype)].kind == DTypeKind::integer)
     return reduce_scalar(r, begin, end);  // AVX2 divides no integers, and the division costs more than all the rest
   kFolds.of[static_cast<int>(r.spec.dtype)][static_cast<int>(r.spec.op)](r, begin, end);
 }

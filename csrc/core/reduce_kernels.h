@@ -3,7 +3,8 @@
 // Each reduce_<isa>.cpp defines Lane<dtype> for every dtype and instantiates the loop with them:
 //   Register, kLanes (elements it holds), kRegisters (of a group, which is what is in flight at a time),
 //   load_fresh(p), load_partial(p), store_final(p, r), store_partial(p, r): p unaligned, in dtype or accumulation type,
-//   add, multiply, minimum, maximum (a, b), divide(r, divisor), settle(r) (applied once to each result).
+//   settle(r) (applied once to each result), and of add, multiply, minimum, maximum, bit_and, bit_or, bit_xor (a, b),
+//   divide(r, divisor), scale(r, factor) those that its reduce operations need (has_meaning() in types.h).
 // A dtype without a Lane does not compile.
 //
 // All of it is in an anonymous namespace: a function that is compiled for AVX2 must not be the copy that the linker
@@ -44,7 +45,10 @@ inline typename L::Register combine(typename L::Register a, typename L::Register
   if constexpr (op == ReduceOp::product) return L::multiply(a, b);
   if constexpr (op == ReduceOp::min) return L::minimum(a, b);
   if constexpr (op == ReduceOp::max) return L::maximum(a, b);
-  if constexpr (op == ReduceOp::sum) return L::add(a, b);
+  if constexpr (op == ReduceOp::band) return L::bit_and(a, b);
+  if constexpr (op == ReduceOp::bor) return L::bit_or(a, b);
+  if constexpr (op == ReduceOp::bxor) return L::bit_xor(a, b);
+  if constexpr (op == ReduceOp::sum || op == ReduceOp::premul_sum) return L::add(a, b);
 }
 
 // The group of kRegisters registers that begins at element `at`.
@@ -55,12 +59,16 @@ struct Group {
   static constexpr size_t kWide = accumulation_size(dtype);
   typename L::Register registers[kRegisters];
 
-  void load(const Source& source, size_t at) {
+  template <ReduceOp op>
+  void load(const Source& source, size_t at, double factor) {
     const std::byte* from = static_cast<const std::byte*>(source.data);
     if (kWide != kItem && source.partial)
       for (size_t i = 0; i < kRegisters; ++i) registers[i] = L::load_partial(from + (at + i * L::kLanes) * kWide);
     else
       for (size_t i = 0; i < kRegisters; ++i) registers[i] = L::load_fresh(from + (at + i * L::kLanes) * kItem);
+    if constexpr (op == ReduceOp::premul_sum)
+      if (source.scaled)
+        for (size_t i = 0; i < kRegisters; ++i) registers[i] = L::scale(registers[i], factor);
   }
 
   template <ReduceOp op>
@@ -68,9 +76,11 @@ struct Group {
     for (size_t i = 0; i < kRegisters; ++i) registers[i] = combine<L, op>(registers[i], other.registers[i]);
   }
 
+  template <ReduceOp op>
   void settle(bool divide, int divisor) {
-    if (divide)
-      for (size_t i = 0; i < kRegisters; ++i) registers[i] = L::divide(registers[i], divisor);
+    if constexpr (op == ReduceOp::sum && kind_of(dtype) != DTypeKind::boolean)
+      if (divide)
+        for (size_t i = 0; i < kRegisters; ++i) registers[i] = L::divide(registers[i], divisor);
     for (size_t i = 0; i < kRegisters; ++i) registers[i] = L::settle(registers[i]);
   }
 
@@ -99,12 +109,12 @@ void sweep(const Reduction& r, const Source* __restrict sources, void* const* __
 
   for (size_t group = 0; group < n_groups; ++group, at += step) {
     Group<dtype, kRegisters> result, operand;
-    result.load(sources[0], at);
+    result.template load<op>(sources[0], at, spec.factor);
     for (int k = 1; k < n_sources; ++k) {
-      operand.load(sources[k], at);
+      operand.template load<op>(sources[k], at, spec.factor);
       result.template fold<op>(operand);
     }
-    result.settle(divide, spec.divisor);
+    result.template settle<op>(divide, spec.divisor);
     for (int d = 0; d < n_destinations; ++d) result.store(destinations[d], at, spec.final);
   }
 }
@@ -146,15 +156,23 @@ void fold(const Reduction& r, size_t begin, size_t end) {
 using Fold = void (*)(const Reduction&, size_t, size_t);
 
 struct Folds {
-  Fold of[kDTypes][kReduceOps];
+  Fold of[kDTypes][kReduceOps];  // null for pairs without a meaning
 };
 
 // AVG folds as SUM does; sweep() divides.
 constexpr ReduceOp folded_as(ReduceOp op) { return op == ReduceOp::avg ? ReduceOp::sum : op; }
 
+template <DType dtype, ReduceOp op>
+constexpr Fold fold_of() {
+  if constexpr (has_meaning(dtype, op))
+    return &fold<dtype, folded_as(op)>;
+  else
+    return nullptr;
+}
+
 template <int dtype, int... op>
 constexpr void fill_row(Folds& folds, std::integer_sequence<int, op...>) {
-  ((folds.of[dtype][op] = &fold<static_cast<DType>(dtype), folded_as(static_cast<ReduceOp>(op))>), ...);
+  ((folds.of[dtype][op] = fold_of<static_cast<DType>(dtype), static_cast<ReduceOp>(op)>()), ...);
 }
 
 template <int... dtype>

@@ -44,6 +44,7 @@ struct Floating : Plain<T> {
     return a > b ? a : b;
   }
   static T divide(T sum, int divisor) { return sum / static_cast<T>(divisor); }
+  static T scale(T value, double factor) { return value * static_cast<T>(factor); }
   static T settle(T value) { return value != value ? std::numeric_limits<T>::quiet_NaN() : value; }
 };
 
@@ -56,8 +57,28 @@ struct Integer : Plain<T> {
   static T multiply(T a, T b) { return static_cast<T>(static_cast<Unsigned>(a) * static_cast<Unsigned>(b)); }
   static T minimum(T a, T b) { return a < b ? a : b; }
   static T maximum(T a, T b) { return a > b ? a : b; }
+  static T bit_and(T a, T b) { return static_cast<T>(a & b); }
+  static T bit_or(T a, T b) { return static_cast<T>(a | b); }
+  static T bit_xor(T a, T b) { return static_cast<T>(a ^ b); }
   static T divide(T sum, int divisor) { return static_cast<T>(sum / divisor); }
   static T settle(T value) { return value; }
+};
+
+template <class T>
+struct Pair {
+  T re, im;
+};
+
+template <class T>
+struct Complex : Plain<Pair<T>> {
+  using Part = Floating<T>;
+  using P = Pair<T>;
+
+  static P add(P a, P b) { return {a.re + b.re, a.im + b.im}; }
+  static P multiply(P a, P b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
+  static P divide(P sum, int divisor) { return {Part::divide(sum.re, divisor), Part::divide(sum.im, divisor)}; }
+  static P scale(P value, double factor) { return {Part::scale(value.re, factor), Part::scale(value.im, factor)}; }
+  static P settle(P value) { return {Part::settle(value.re), Part::settle(value.im)}; }
 };
 
 float from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
@@ -121,12 +142,22 @@ template <>
 struct Lane<DType::int64> : Integer<int64_t> {};
 template <>
 struct Lane<DType::uint8> : Integer<uint8_t> {};
+template <>
+struct Lane<DType::int8> : Integer<int8_t> {};
+template <>
+struct Lane<DType::int16> : Integer<int16_t> {};
+template <>
+struct Lane<DType::complex64> : Complex<float> {};
+template <>
+struct Lane<DType::complex128> : Complex<double> {};
 
 // Whatever nonzero byte stands for true, or is the larger and and is the smaller of two; the result becomes 0 or 1.
 template <>
 struct Lane<DType::boolean> : Integer<uint8_t> {
   static uint8_t add(uint8_t a, uint8_t b) { return maximum(a, b); }
   static uint8_t multiply(uint8_t a, uint8_t b) { return minimum(a, b); }
+  static uint8_t bit_and(uint8_t a, uint8_t b) { return minimum(a, b); }
+  static uint8_t bit_xor(uint8_t a, uint8_t b) { return (a != 0) != (b != 0); }
   static uint8_t settle(uint8_t value) { return value != 0; }
 };
 

@@ -99,6 +99,22 @@ size_t Segment::allocated_bytes() const {
   return allocated_;
 }
 
+void Segment::enlist(uint64_t group_nonce, uint64_t control_offset) {
+  std::lock_guard lock(mutex_);
+  for (DirectoryEntry& entry : directory().entries) {
+    if (entry.nonce.load(std::memory_order_relaxed) != 0) continue;
+    entry.control_offset = control_offset;
+    entry.nonce.store(group_nonce, std::memory_order_release);
+    return;
+  }
+}
+
+void Segment::strike(uint64_t control_offset) {
+  std::lock_guard lock(mutex_);
+  for (DirectoryEntry& entry : directory().entries)
+    if (entry.control_offset == control_offset) entry.nonce.store(0, std::memory_order_release);
+}
+
 Mapping::Mapping(int fd, size_t nbytes) : base_(map_shared(fd, nbytes)), nbytes_(nbytes) {}
 
 Mapping::~Mapping() { munmap(base_, nbytes_); }

@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 
+#include "core/directory.h"
 #include "core/line.h"
 
 namespace hxcomm {
@@ -35,7 +36,13 @@ class Segment {
   void release(size_t offset, size_t nbytes);
   size_t allocated_bytes() const;
 
+  // Names a group's control page in the segment's directory, and takes it out again. Thread-safe.
+  void enlist(uint64_t group_nonce, uint64_t control_offset);
+  void strike(uint64_t control_offset);
+
  private:
+  Directory& directory() const { return *reinterpret_cast<Directory*>(base_ + Directory::kOffset); }
+
   int fd_ = -1;
   size_t nbytes_ = 0;
   std::byte* base_ = nullptr;

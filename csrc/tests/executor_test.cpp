@@ -45,7 +45,7 @@ struct Pair {
     }
   }
 
-  size_t stride() const { return scratch_stride(plans[0], dtype, count); }
+  size_t stride() const { return scratch_stride(plans[0], dtype, op, count); }
 
   Binding binding(size_t rank, uint64_t sequence, uint64_t low, uint64_t high) const {
     return {.plan = &plans[rank],

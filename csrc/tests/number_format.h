@@ -29,6 +29,8 @@ inline uint64_t quiet_nan(DType dtype) {
 
 // Of a finite pattern; also of infinity, as the power of two that would follow the largest finite value.
 inline long double decode(DType dtype, uint64_t bits) {
+  if (dtype == DType::int8) return static_cast<int8_t>(bits);
+  if (dtype == DType::int16) return static_cast<int16_t>(bits);
   if (dtype == DType::int32) return static_cast<int32_t>(bits);
   if (dtype == DType::int64) return static_cast<long double>(static_cast<int64_t>(bits));
   if (!is_floating(dtype)) return static_cast<long double>(bits);

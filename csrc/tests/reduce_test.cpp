@@ -14,158 +14,17 @@
 #include <string>
 #include <vector>
 
-#include "tests/number_format.h"
+#include "tests/reduce_cases.h"
 
 using namespace hxcomm;
 
 namespace {
 
-using Bytes = std::vector<std::byte>;
-
-constexpr uint32_t kSeed = 20261123;
-constexpr size_t kCounts[] = {0, 1, 7, 31, 32, 33, 255, 1021};
-constexpr int kSourceCounts[] = {1, 2, 3, 5, 8};
-constexpr size_t kMargin = 64;  // untouched bytes that every destination keeps before and after it
-constexpr std::byte kCanary{0xa5};
-
-int failures = 0;
-
-template <class... Values>
-void fail(const char* format, Values... values) {
-  if (++failures <= 20) {
-    std::printf("FAILED: ");
-    std::printf(format, values...);  // NOLINT: the formats are literals of this file
-    std::printf("\n");
-  }
-}
-
-bool has_avx2 = true;
-
-std::vector<Isa> isas() { return has_avx2 ? std::vector{Isa::scalar, Isa::avx2} : std::vector{Isa::scalar}; }
-
-// ---- One case, run by the kernels.
-
-// The type that partial results of dtype are stored in.
-DType wide(DType dtype) { return accumulation_size(dtype) == item_size(dtype) ? dtype : DType::float32; }
-
-uint64_t read_bits(const std::byte* p, DType dtype) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, p, item_size(dtype));
-  return bits;
-}
-
-void write_bits(std::byte* p, DType dtype, uint64_t bits) { std::memcpy(p, &bits, item_size(dtype)); }
-
-long double fold(ReduceOp op, long double a, long double b, bool boolean) {
-  if (boolean) op = op == ReduceOp::sum ? ReduceOp::max : op == ReduceOp::product ? ReduceOp::min : op;
-  switch (op) {
-    case ReduceOp::product:
-      return a * b;
-    case ReduceOp::min:
-      return std::min(a, b);
-    case ReduceOp::max:
-      return std::max(a, b);
-    default:
-      return a + b;
-  }
-}
-
-struct Case {
-  DType dtype;
-  ReduceOp op;
-  int n_sources;
-  int n_destinations;
-  size_t count;
-  bool final;
-  unsigned partial_sources = 0;  // bit k: source k is partial
-  size_t misaligned = 0;         // bytes
-  int divisor = 3;
-
-  bool partial(int k) const { return (partial_sources >> k & 1) != 0; }
-  DType source_dtype(int k) const { return partial(k) ? wide(dtype) : dtype; }
-  DType result_dtype() const { return final ? dtype : wide(dtype); }
-  std::string text() const {
-    return std::string(dtype_name(dtype)) + " " + reduce_op_name(op) + " sources=" + std::to_string(n_sources) +
-           " (partial mask " + std::to_string(partial_sources) + ") destinations=" + std::to_string(n_destinations) +
-           " count=" + std::to_string(count) + (final ? " final" : " partial") +
-           " misaligned=" + std::to_string(misaligned) + " isa=" + reduce_isa();
-  }
-};
-
-// Runs the case and returns the result; `in_place` >= 0: the first destination is that source. Checks that every
-// destination holds the same and that nothing around them was written.
-Bytes run(const Case& c, const std::vector<Bytes>& inputs, int in_place = -1) {
-  const size_t nbytes = c.count * item_size(c.result_dtype());
-  std::vector<Bytes> memory;
-  const auto fresh_buffer = [&](size_t size) {
-    memory.emplace_back(kMargin + c.misaligned + size + kMargin, kCanary);
-    return memory.back().data() + kMargin + c.misaligned;
-  };
-  std::vector<Source> sources;
-  std::vector<void*> destinations;
-  for (int k = 0; k < c.n_sources; ++k) {
-    const size_t size = c.count * item_size(c.source_dtype(k));
-    std::byte* p = fresh_buffer(k == in_place ? std::max(size, nbytes) : size);
-    if (size > 0) std::memcpy(p, inputs[static_cast<size_t>(k)].data(), size);
-    sources.push_back({p, c.partial(k)});
-    if (k == in_place) destinations.push_back(p);
-  }
-  while (destinations.size() < static_cast<size_t>(c.n_destinations)) destinations.push_back(fresh_buffer(nbytes));
-
-  reduce({c.dtype, c.op, c.final, c.divisor}, sources.data(), c.n_sources, destinations.data(), c.n_destinations,
-         c.count);
-
-  const std::byte* first = static_cast<std::byte*>(destinations[0]);
-  for (const void* destination : destinations)
-    if (nbytes > 0 && std::memcmp(destination, first, nbytes) != 0) fail("%s: destinations differ", c.text().c_str());
-  for (const Bytes& buffer : memory)
-    if (std::any_of(buffer.begin(), buffer.begin() + kMargin, [](std::byte b) { return b != kCanary; }) ||
-        std::any_of(buffer.end() - kMargin, buffer.end(), [](std::byte b) { return b != kCanary; }))
-      fail("%s: wrote outside a destination", c.text().c_str());
-  return Bytes(first, first + nbytes);
-}
-
-void expect_equal(const Case& c, const Bytes& got, const Bytes& want, const char* what) {
-  const DType dtype = c.result_dtype();
-  for (size_t i = 0; i < c.count; ++i) {
-    const uint64_t a = read_bits(got.data() + i * item_size(dtype), dtype);
-    const uint64_t b = read_bits(want.data() + i * item_size(dtype), dtype);
-    if (a == b) continue;
-    fail("%s: element %zu is %#llx, %s %#llx", c.text().c_str(), i, static_cast<unsigned long long>(a), what,
-         static_cast<unsigned long long>(b));
-    return;
-  }
-}
-
-template <class Visit>
-void for_each_dtype_and_op(Visit&& visit) {
-  for (const DTypeInfo& entry : kDTypeTable)
-    for (int op = 0; op < kReduceOps; ++op)
-      if (unsupported(entry.dtype, static_cast<ReduceOp>(op)) == nullptr) visit(entry.dtype, static_cast<ReduceOp>(op));
-}
-
-// Which sources are partial: none, all, and a mixture where it makes a difference.
-std::vector<unsigned> partial_masks(DType dtype) {
-  return wide(dtype) == dtype ? std::vector<unsigned>{0} : std::vector<unsigned>{0, 0xff, 0x5a};
-}
-
-template <class Visit>
-void for_each_case(Visit&& visit) {
-  for_each_dtype_and_op([&](DType dtype, ReduceOp op) {
-    for (int n_sources : kSourceCounts)
-      for (int n_destinations : {1, 2, 3})
-        for (size_t count : kCounts)
-          for (bool final : {true, false})
-            for (unsigned mask : partial_masks(dtype))
-              for (size_t misaligned : {size_t{0}, size_t{1}})
-                visit(Case{dtype, op, n_sources, n_destinations, count, final, mask, misaligned});
-  });
-}
-
 // ---- Groups of cases.
 
 // Any bits at all; every third element is one that tests like to break on.
 Bytes random_bits(std::mt19937_64& random, DType dtype, size_t count) {
+  if (parts_of(dtype) > 1) return random_bits(random, part_of(dtype), count * parts_of(dtype));
   std::vector<uint64_t> special = {0, 1, ~uint64_t{0}};
   if (is_floating(dtype)) {
     const Format f = format_of(dtype);
@@ -199,36 +58,63 @@ void avx2_gives_the_bits_of_scalar_in_place_or_not() {
   });
 }
 
+// The fold of all sources, in integers.
+struct Exact {
+  long double re = 0, im = 0;
+};
+
+Exact fold(const Case& c, Exact a, Exact b) {
+  if (parts_of(c.dtype) > 1 && c.op == ReduceOp::product) return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+  const bool boolean = c.dtype == DType::boolean;
+  return {fold(c.op, a.re, b.re, boolean), parts_of(c.dtype) > 1 ? fold(c.op, a.im, b.im, boolean) : 0};
+}
+
+// The sum is rounded (or wrapped) to the accumulation type, then the quotient, then the result.
+uint64_t finished(const Case& c, long double value) {
+  const DType accumulation = part_of(wide(c.dtype));
+  value = decode(accumulation, encode(accumulation, value));
+  if (c.final && c.op == ReduceOp::avg) value /= c.divisor;
+  if (kind_of(c.dtype) == DTypeKind::integer) value = std::trunc(value);
+  return encode(part_of(c.result_dtype()), decode(accumulation, encode(accumulation, value)));
+}
+
+std::vector<int> exact_values(const Case& c) {
+  // Products of 8 stay within 4^8 and exact in 8 bits of significand because all are powers of two, or zero. Those of
+  // complex numbers stay within 8^8 in each part, which 24 bits hold.
+  if (c.dtype == DType::boolean) return {0, 1, 1};
+  if (c.dtype == DType::uint8) return {0, 1, 2, 4, 3, 255};
+  if (c.op == ReduceOp::product) return parts_of(c.dtype) > 1 ? std::vector{-1, 0, 1, 2} : std::vector{-2, -1, 1, 2, 4};
+  return {-16, -7, -1, 0, 3, 8, 15};
+}
+
 void results_equal_the_exact_reference() {
   std::mt19937_64 random(kSeed);
   for_each_case([&](const Case& c) {
-    const bool boolean = c.dtype == DType::boolean;
-    // Products of 8 stay within 4^8 and exact in 8 bits of significand because all are powers of two, or zero.
-    const std::vector<int> values = boolean                     ? std::vector{0, 1, 1}
-                                    : c.dtype == DType::uint8   ? std::vector{0, 1, 2, 4, 3, 255}
-                                    : c.op == ReduceOp::product ? std::vector{-2, -1, 1, 2, 4}
-                                                                : std::vector{-16, -7, -1, 0, 3, 8, 15};
+    const std::vector<int> values = exact_values(c);
+    const size_t parts = parts_of(c.dtype);
     std::vector<Bytes> inputs(static_cast<size_t>(c.n_sources));
-    std::vector<long double> exact(c.count);
+    std::vector<Exact> exact(c.count);
     for (int k = 0; k < c.n_sources; ++k) {
       Bytes& input = inputs[static_cast<size_t>(k)];
-      const DType dtype = c.source_dtype(k);
-      input.resize(c.count * item_size(dtype));
+      const DType part = part_of(c.source_dtype(k));
+      const long double factor = c.scaled(k) ? c.factor : 1;
+      input.resize(c.count * parts * item_size(part));
       for (size_t i = 0; i < c.count; ++i) {
-        const long double value = values[random() % values.size()];
-        write_bits(input.data() + i * item_size(dtype), dtype, encode(dtype, value));
-        exact[i] = k == 0 ? value : fold(c.op, exact[i], value, boolean);
+        Exact value;
+        for (size_t p = 0; p < parts; ++p) {
+          const long double drawn = values[random() % values.size()];
+          write_bits(input.data() + (i * parts + p) * item_size(part), part, encode(part, drawn));
+          (p == 0 ? value.re : value.im) = drawn * factor;
+        }
+        exact[i] = k == 0 ? value : fold(c, exact[i], value);
       }
     }
-    Bytes want(c.count * item_size(c.result_dtype()));
-    for (size_t i = 0; i < c.count; ++i) {
-      // The sum is rounded (or wrapped) to the accumulation type, then the quotient, then the result.
-      long double value = decode(wide(c.dtype), encode(wide(c.dtype), exact[i]));
-      if (c.final && c.op == ReduceOp::avg) value /= c.divisor;
-      if (!is_floating(c.dtype)) value = std::trunc(value);
-      value = decode(wide(c.dtype), encode(wide(c.dtype), value));
-      write_bits(want.data() + i * item_size(c.result_dtype()), c.result_dtype(), encode(c.result_dtype(), value));
-    }
+    const DType part = part_of(c.result_dtype());
+    Bytes want(c.count * parts * item_size(part));
+    for (size_t i = 0; i < c.count; ++i)
+      for (size_t p = 0; p < parts; ++p)
+        write_bits(want.data() + (i * parts + p) * item_size(part), part,
+                   finished(c, p == 0 ? exact[i].re : exact[i].im));
     for (Isa isa : isas()) {
       set_reduce_isa(isa);
       expect_equal(c, run(c, inputs), want, "the reference says");
@@ -272,6 +158,7 @@ void nan_infinity_zero_and_subnormals_follow_the_contract() {
     for (uint64_t any_nan : {nan, nan | sign | 3, infinity | 1, infinity | sign | 1})
       for (int op = 0; op < kReduceOps; ++op)
         for (uint64_t other : {uint64_t{0}, sign, one, infinity, infinity | sign, nan | 2}) {
+          if (!has_meaning(dtype, static_cast<ReduceOp>(op))) continue;
           expect_bits(dtype, static_cast<ReduceOp>(op), {any_nan, other}, nan);
           expect_bits(dtype, static_cast<ReduceOp>(op), {other, any_nan, one}, nan);
         }
@@ -359,6 +246,11 @@ void integers_wrap_and_averages_truncate_towards_zero() {
   expect_bits(DType::int64, ReduceOp::sum, {i64(INT64_MAX), i64(2)}, i64(INT64_MIN + 1));
   expect_bits(DType::int64, ReduceOp::product, {i64(-3), i64(int64_t{1} << 40)}, i64(-3 * (int64_t{1} << 40)));
   expect_bits(DType::int64, ReduceOp::avg, {i64(-10), i64(0), i64(2)}, i64(-2));
+  expect_bits(DType::int8, ReduceOp::sum, {100, 100}, 200);  // -56
+  expect_bits(DType::int8, ReduceOp::max, {0xff, 1}, 1);
+  expect_bits(DType::int8, ReduceOp::avg, {0xfb, 0, 0}, 0xff);  // -5 / 3
+  expect_bits(DType::int16, ReduceOp::product, {257, 256}, 256);
+  expect_bits(DType::int16, ReduceOp::min, {0x8000, 1}, 0x8000);
   expect_bits(DType::uint8, ReduceOp::sum, {200, 100}, 44);
   expect_bits(DType::uint8, ReduceOp::product, {16, 17}, 16);
   expect_bits(DType::uint8, ReduceOp::avg, {100, 100, 50}, 83);
@@ -372,6 +264,30 @@ void any_nonzero_byte_is_true() {
     expect_bits(DType::boolean, op, {128, 0, 1}, is_or);
     expect_bits(DType::boolean, op, {0, 0}, 0);
     expect_bits(DType::boolean, op, {7}, 1);
+  }
+  expect_bits(DType::boolean, ReduceOp::band, {2, 4}, 1);
+  expect_bits(DType::boolean, ReduceOp::bor, {0, 4}, 1);
+  expect_bits(DType::boolean, ReduceOp::bxor, {2, 4}, 0);
+  expect_bits(DType::boolean, ReduceOp::bxor, {2, 4, 8}, 1);
+}
+
+void a_factor_multiplies_marked_sources_in_float32_before_the_sum() {
+  // 255 * 1.0078125 + 0.03125 is 257.02: with the product rounded to bfloat16 it would end at 256, not at 258.
+  const auto bits = [](DType dtype, long double value) { return encode(dtype, value); };
+  for (Isa isa : isas()) {
+    set_reduce_isa(isa);
+    for (DType dtype : {DType::bfloat16, DType::float16, DType::float32, DType::float64}) {
+      const long double x = 255, factor = 1.0078125L, y = 0.03125L;
+      Case c{dtype, ReduceOp::premul_sum, 2, 1, 40, true, 0, 0, 1, /*scaled*/ 1, static_cast<double>(factor)};
+      std::vector<Bytes> inputs(2, Bytes(c.count * item_size(dtype)));
+      Bytes want(c.count * item_size(dtype));
+      for (size_t i = 0; i < c.count; ++i) {
+        write_bits(inputs[0].data() + i * item_size(dtype), dtype, bits(dtype, x));
+        write_bits(inputs[1].data() + i * item_size(dtype), dtype, bits(dtype, y));
+        write_bits(want.data() + i * item_size(dtype), dtype, bits(dtype, x * factor + y));
+      }
+      expect_equal(c, run(c, inputs), want, "multiplied and added it is");
+    }
   }
 }
 
@@ -392,13 +308,20 @@ void copy_reaches_every_destination_and_skips_the_source() {
     }
 }
 
-void only_the_average_of_bool_is_unsupported() {
+void pairs_without_a_meaning_are_refused_by_name() {
+  const std::string complex = unsupported(DType::complex64, ReduceOp::min);
+  for (const char* word : {"MIN", "complex64", "order", "SUM, PRODUCT, AVG, PREMUL_SUM"})
+    if (complex.find(word) == std::string::npos) fail("'%s' does not say %s", complex.c_str(), word);
+  int refused = 0;
   for (const DTypeInfo& entry : kDTypeTable)
     for (int op = 0; op < kReduceOps; ++op) {
-      const bool meaningless = entry.dtype == DType::boolean && static_cast<ReduceOp>(op) == ReduceOp::avg;
-      if ((unsupported(entry.dtype, static_cast<ReduceOp>(op)) != nullptr) != meaningless)
+      const std::string text = unsupported(entry.dtype, static_cast<ReduceOp>(op));
+      if (text.empty() != has_meaning(entry.dtype, static_cast<ReduceOp>(op)))
         fail("unsupported(%s, %s)", entry.name, kReduceOpNames[op]);
+      refused += text.empty() ? 0 : 1;
     }
+  // 4 floats and 2 complex have no bits, complex no order, bool no quotient, 5 integers and bool no factor.
+  if (refused != 6 * 3 + 2 * 2 + 1 + 6) fail("%d pairs are refused", refused);
 }
 
 // ---- Throughput.
@@ -424,7 +347,7 @@ double throughput(DType dtype, int n_sources, int n_destinations, size_t nbytes)
   for (int run = 0; run < 15; ++run) {
     const auto start = Clock::now();
     for (size_t i = 0; i < repeats; ++i)
-      reduce({dtype, ReduceOp::sum, true, 1}, sources.data(), n_sources, destinations.data(), n_destinations,
+      reduce({dtype, ReduceOp::sum, true, 1, 1}, sources.data(), n_sources, destinations.data(), n_destinations,
              nbytes / item_size(dtype));
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() / static_cast<double>(repeats));
   }
@@ -471,7 +394,9 @@ int main(int argc, char** argv) {
       {"integers wrap and averages truncate towards zero", integers_wrap_and_averages_truncate_towards_zero},
       {"any nonzero byte is true", any_nonzero_byte_is_true},
       {"copy reaches every destination and skips the source", copy_reaches_every_destination_and_skips_the_source},
-      {"only the average of bool is unsupported", only_the_average_of_bool_is_unsupported},
+      {"a factor multiplies marked sources in float32 before the sum",
+       a_factor_multiplies_marked_sources_in_float32_before_the_sum},
+      {"pairs without a meaning are refused by name", pairs_without_a_meaning_are_refused_by_name},
   };
   for (const auto& group : groups) {
     const int before = failures;

@@ -1,5 +1,9 @@
 #include "torch/process_group.h"
 
+#include <ATen/record_function.h>
+
+#include <algorithm>
+
 #include "torch/errors.h"
 #include "torch/work.h"
 
@@ -23,6 +27,16 @@ const std::vector<at::Tensor>& only(const std::vector<std::vector<at::Tensor>>& 
   return empty;
 }
 
+int64_t elements_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.numel() : 0; }
+
+std::string event_name(const Tensors& call) { return std::string("hxcomm:") + call.name(); }
+
+std::vector<c10::IValue> event_inputs(c10::ArrayRef<Tensors> calls) {
+  std::vector<c10::IValue> inputs;
+  for (const Tensors& call : calls) inputs.insert(inputs.end(), call.inputs().begin(), call.inputs().end());
+  return inputs;
+}
+
 }  // namespace
 
 ProcessGroup::ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout)
@@ -33,17 +47,35 @@ ProcessGroup::~ProcessGroup() {
   api_->release(group_);
 }
 
-void ProcessGroup::refuse_problem(Tensors& tensors, std::chrono::milliseconds timeout) {
-  if (tensors.problem().empty()) return;
-  const ApiCall call = tensors.call(timeout);
-  api_->refuse(group_, &call, tensors.problem().c_str());
-  throw_typed(6, tensors.problem());
+void ProcessGroup::refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::milliseconds timeout) {
+  const auto bad =
+      std::find_if(calls.begin(), calls.end(), [](const Tensors& call) { return !call.problem().empty(); });
+  if (bad == calls.end()) return;
+  for (const Tensors& each : calls) {
+    const ApiCall call = each.call(timeout);
+    api_->refuse(group_, &call, bad->problem().c_str());
+  }
+  throw_typed(ErrorKind::usage, bad->problem());
 }
 
 void ProcessGroup::run(Tensors& tensors, std::chrono::milliseconds timeout) {
   const ApiCall call = tensors.call(timeout);
   if (const int kind = api_->run(group_, &call); kind != 0) throw_typed(kind, api_->message());
   tensors.copy_back();
+}
+
+ProcessGroup::WorkPtr ProcessGroup::noted(WorkPtr work) {
+  if (!coalescing_.load(std::memory_order_relaxed)) return work;
+  const std::lock_guard lock(coalesced_mutex_);
+  coalesced_.push_back(work);
+  return work;
+}
+
+ProcessGroup::WorkPtr ProcessGroup::start(c10::intrusive_ptr<Work> work, std::chrono::milliseconds timeout,
+                                          bool async_op) {
+  work->post(timeout);
+  if (!async_op) work->wait(kNoTimeout);
+  return noted(std::move(work));
 }
 
 ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, Tensors&& call, std::chrono::milliseconds timeout,
@@ -54,34 +86,31 @@ ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, Tensors&& call, std::chro
     calls.push_back(std::move(call));
     return issue(type, std::move(calls), timeout, async_op);
   }
-  refuse_problem(call, timeout);
+  RECORD_FUNCTION(event_name(call), event_inputs(call));
+  refuse_problems(call, timeout);
   run(call, timeout);
-  return c10::make_intrusive<Work>(getRank(), type, call.outputs());
+  return noted(c10::make_intrusive<Work>(getRank(), type, call.outputs()));
 }
 
 ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, std::vector<Tensors> calls, std::chrono::milliseconds timeout,
                                           bool async_op) {
+  if (calls.empty()) return noted(c10::make_intrusive<Work>(getRank(), type, List{}));
   if (timeout == c10d::kUnsetTimeout) timeout = timeout_;
-  for (Tensors& tensors : calls) refuse_problem(tensors, timeout);
-  if (async_op) {
-    auto work = c10::make_intrusive<Work>(getRank(), type, api_, group_, std::move(calls));
-    work->post(timeout);
-    return work;
-  }
-  std::vector<at::Tensor> results;
-  for (Tensors& tensors : calls) {
-    run(tensors, timeout);
-    for (const at::Tensor& tensor : tensors.outputs()) results.push_back(tensor);
-  }
-  return c10::make_intrusive<Work>(getRank(), type, std::move(results));
+  RECORD_FUNCTION(event_name(calls[0]), event_inputs(calls));
+  refuse_problems(calls, timeout);
+  return start(c10::make_intrusive<Work>(getRank(), type, api_, group_, std::move(calls)), timeout, async_op);
+}
+
+void ProcessGroup::fill_all_reduce(Tensors& call, const at::Tensor& tensor, const c10d::ReduceOp& op) {
+  call.add_in_place(tensor, /*written=*/true);
+  call.set_reduce_op(op);
+  call.require_count(elements_of(tensor));
 }
 
 ProcessGroup::WorkPtr ProcessGroup::allreduce(List& tensors, const c10d::AllreduceOptions& options) {
+  if (tensors.size() == 1 && tensors[0].defined() && tensors[0].is_sparse()) return allreduce_sparse(tensors, options);
   Tensors call(kAllReduce, "all_reduce");
-  const at::Tensor& tensor = only(tensors, call);
-  call.add_in_place(tensor, /*written=*/true);
-  call.set_reduce_op(options.reduceOp, *api_);
-  call.require_count(tensor.defined() ? tensor.numel() : 0);
+  fill_all_reduce(call, only(tensors, call), options.reduceOp);
   return issue(OpType::ALLREDUCE, std::move(call), options.timeout, options.asyncOp);
 }
 
@@ -90,7 +119,7 @@ ProcessGroup::WorkPtr ProcessGroup::broadcast(List& tensors, const c10d::Broadca
   const at::Tensor& tensor = only(tensors, call);
   call.set_root(options.rootRank, getSize());
   call.add_in_place(tensor, /*written=*/options.rootRank != getRank());
-  call.require_count(tensor.defined() ? tensor.numel() : 0);
+  call.require_count(elements_of(tensor));
   return issue(OpType::BROADCAST, std::move(call), options.timeout, options.asyncOp);
 }
 
@@ -99,8 +128,8 @@ ProcessGroup::WorkPtr ProcessGroup::reduce(List& tensors, const c10d::ReduceOpti
   const at::Tensor& tensor = only(tensors, call);
   call.set_root(options.rootRank, getSize());
   call.add_in_place(tensor, /*written=*/options.rootRank == getRank());
-  call.set_reduce_op(options.reduceOp, *api_);
-  call.require_count(tensor.defined() ? tensor.numel() : 0);
+  call.set_reduce_op(options.reduceOp);
+  call.require_count(elements_of(tensor));
   return issue(OpType::REDUCE, std::move(call), options.timeout, options.asyncOp);
 }
 
@@ -111,38 +140,44 @@ void ProcessGroup::add_one_per_rank(Tensors& call, const List& tensors, bool out
   for (const at::Tensor& tensor : tensors) output ? call.add_output(tensor) : call.add_input(tensor);
 }
 
+void ProcessGroup::fill_all_gather(Tensors& call, const List& outputs, const at::Tensor& input) const {
+  const bool equal = std::all_of(outputs.begin(), outputs.end(),
+                                 [&](const auto& each) { return elements_of(each) == elements_of(outputs[0]); });
+  if (equal) {
+    call.add_input(input);
+    add_one_per_rank(call, outputs, /*output=*/true);
+    call.require_count(elements_of(input));
+    return;
+  }
+  // Where ranks contribute unequal tensors, each sends its own to everybody: an all_to_all, whose pairs may differ.
+  call.make_all_to_all();
+  call.add_input_for_each(input, getSize());
+  add_one_per_rank(call, outputs, /*output=*/true);
+  const auto own = static_cast<size_t>(getRank());
+  if (own < outputs.size() && elements_of(outputs[own]) != elements_of(input))
+    call.fail("this is rank " + std::to_string(own) + " with an input of " + std::to_string(elements_of(input)) +
+              " elements, but output " + std::to_string(own) + " has " + std::to_string(elements_of(outputs[own])));
+}
+
 ProcessGroup::WorkPtr ProcessGroup::allgather(std::vector<List>& outputs, List& inputs,
                                               const c10d::AllgatherOptions& options) {
   Tensors call(kAllGather, "all_gather");
   const at::Tensor& input = only(inputs, call);
-  call.add_input(input);
-  add_one_per_rank(call, only(outputs, call), /*output=*/true);
-  call.require_count(input.defined() ? input.numel() : 0);
+  fill_all_gather(call, only(outputs, call), input);
   return issue(OpType::ALLGATHER, std::move(call), options.timeout, options.asyncOp);
 }
 
-Tensors ProcessGroup::all_gather_call(const at::Tensor& output, const at::Tensor& input) const {
-  Tensors call(kAllGather, "all_gather_into_tensor");
+void ProcessGroup::fill_all_gather(Tensors& call, const at::Tensor& output, const at::Tensor& input) const {
   call.add_input(input);
   call.add_output(output, getSize());
-  call.require_count(input.defined() ? input.numel() : 0);
-  return call;
+  call.require_count(elements_of(input));
 }
 
 ProcessGroup::WorkPtr ProcessGroup::_allgather_base(at::Tensor& output, at::Tensor& input,
                                                     const c10d::AllgatherOptions& options) {
-  return issue(OpType::_ALLGATHER_BASE, all_gather_call(output, input), options.timeout, options.asyncOp);
-}
-
-ProcessGroup::WorkPtr ProcessGroup::allgather_into_tensor_coalesced(List& outputs, List& inputs,
-                                                                    const c10d::AllgatherOptions& options) {
-  std::vector<Tensors> calls;
-  if (outputs.size() != inputs.size())
-    calls.emplace_back(kAllGather, "all_gather_into_tensor")
-        .fail(std::to_string(outputs.size()) + " outputs for " + std::to_string(inputs.size()) + " inputs");
-  else
-    for (size_t i = 0; i < inputs.size(); ++i) calls.push_back(all_gather_call(outputs[i], inputs[i]));
-  return issue(OpType::COALESCED, std::move(calls), options.timeout, options.asyncOp);
+  Tensors call(kAllGather, "all_gather_into_tensor");
+  fill_all_gather(call, output, input);
+  return issue(OpType::_ALLGATHER_BASE, std::move(call), options.timeout, options.asyncOp);
 }
 
 ProcessGroup::WorkPtr ProcessGroup::gather(std::vector<List>& outputs, List& inputs,
@@ -155,7 +190,7 @@ ProcessGroup::WorkPtr ProcessGroup::gather(std::vector<List>& outputs, List& inp
     add_one_per_rank(call, only(outputs, call), /*output=*/true);
   else if (!outputs.empty())
     call.fail("only the root takes a list of outputs");
-  call.require_count(input.defined() ? input.numel() : 0);
+  call.require_count(elements_of(input));
   return issue(OpType::GATHER, std::move(call), options.timeout, options.asyncOp);
 }
 
@@ -169,7 +204,7 @@ ProcessGroup::WorkPtr ProcessGroup::scatter(List& outputs, std::vector<List>& in
     add_one_per_rank(call, only(inputs, call), /*output=*/false);
   else if (!inputs.empty())
     call.fail("only the root takes a list of inputs");
-  call.require_count(output.defined() ? output.numel() : 0);
+  call.require_count(elements_of(output));
   return issue(OpType::SCATTER, std::move(call), options.timeout, options.asyncOp);
 }
 
@@ -179,37 +214,24 @@ ProcessGroup::WorkPtr ProcessGroup::reduce_scatter(List& outputs, std::vector<Li
   const at::Tensor& output = only(outputs, call);
   call.add_output(output);
   add_one_per_rank(call, only(inputs, call), /*output=*/false);
-  call.set_reduce_op(options.reduceOp, *api_);
-  call.require_count(output.defined() ? output.numel() : 0);
+  call.set_reduce_op(options.reduceOp);
+  call.require_count(elements_of(output));
   return issue(OpType::REDUCE_SCATTER, std::move(call), options.timeout, options.asyncOp);
 }
 
-Tensors ProcessGroup::reduce_scatter_call(const at::Tensor& output, const at::Tensor& input,
-                                          const c10d::ReduceOp& op) const {
-  Tensors call(kReduceScatter, "reduce_scatter_tensor");
+void ProcessGroup::fill_reduce_scatter(Tensors& call, const at::Tensor& output, const at::Tensor& input,
+                                       const c10d::ReduceOp& op) const {
   call.add_output(output);
   call.add_input(input, getSize());
-  call.set_reduce_op(op, *api_);
-  call.require_count(output.defined() ? output.numel() : 0);
-  return call;
+  call.set_reduce_op(op);
+  call.require_count(elements_of(output));
 }
 
 ProcessGroup::WorkPtr ProcessGroup::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                                          const c10d::ReduceScatterOptions& options) {
-  return issue(OpType::_REDUCE_SCATTER_BASE, reduce_scatter_call(output, input, options.reduceOp), options.timeout,
-               options.asyncOp);
-}
-
-ProcessGroup::WorkPtr ProcessGroup::reduce_scatter_tensor_coalesced(List& outputs, List& inputs,
-                                                                    const c10d::ReduceScatterOptions& options) {
-  std::vector<Tensors> calls;
-  if (outputs.size() != inputs.size())
-    calls.emplace_back(kReduceScatter, "reduce_scatter_tensor")
-        .fail(std::to_string(outputs.size()) + " outputs for " + std::to_string(inputs.size()) + " inputs");
-  else
-    for (size_t i = 0; i < inputs.size(); ++i)
-      calls.push_back(reduce_scatter_call(outputs[i], inputs[i], options.reduceOp));
-  return issue(OpType::COALESCED, std::move(calls), options.timeout, options.asyncOp);
+  Tensors call(kReduceScatter, "reduce_scatter_tensor");
+  fill_reduce_scatter(call, output, input, options.reduceOp);
+  return issue(OpType::_REDUCE_SCATTER_BASE, std::move(call), options.timeout, options.asyncOp);
 }
 
 ProcessGroup::WorkPtr ProcessGroup::alltoall_base(at::Tensor& output, at::Tensor& input,
@@ -234,6 +256,14 @@ ProcessGroup::WorkPtr ProcessGroup::alltoall_base(at::Tensor& output, at::Tensor
   call.add_output_rows(output, rows(output_splits, output));
   call.set_uneven();
   return issue(OpType::ALLTOALL_BASE, std::move(call), options.timeout, options.asyncOp);
+}
+
+ProcessGroup::WorkPtr ProcessGroup::alltoall(List& outputs, List& inputs, const c10d::AllToAllOptions& options) {
+  Tensors call(kAllToAll, "all_to_all");
+  add_one_per_rank(call, inputs, /*output=*/false);
+  add_one_per_rank(call, outputs, /*output=*/true);
+  call.set_uneven();
+  return issue(OpType::ALLTOALL, std::move(call), options.timeout, options.asyncOp);
 }
 
 ProcessGroup::WorkPtr ProcessGroup::barrier(const c10d::BarrierOptions& options) {

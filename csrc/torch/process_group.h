@@ -5,6 +5,9 @@
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <atomic>
+#include <functional>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -30,8 +33,13 @@ class ProcessGroup final : public c10d::Backend {
   using List = std::vector<at::Tensor>;
   WorkPtr broadcast(List& tensors, const c10d::BroadcastOptions& options) override;
   WorkPtr allreduce(List& tensors, const c10d::AllreduceOptions& options) override;
+  WorkPtr allreduce_coalesced(List& tensors, const c10d::AllreduceCoalescedOptions& options) override;
+  // SUM of COO tensors of one size. Blocks until every rank has called it, also when async: how many elements each rank
+  // has decides what is exchanged.
+  WorkPtr allreduce_sparse(List& tensors, const c10d::AllreduceOptions& options) override;
   WorkPtr reduce(List& tensors, const c10d::ReduceOptions& options) override;
   WorkPtr allgather(std::vector<List>& outputs, List& inputs, const c10d::AllgatherOptions& options) override;
+  WorkPtr allgather_coalesced(std::vector<List>& outputs, List& inputs, const c10d::AllgatherOptions& options) override;
   WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) override;
   WorkPtr allgather_into_tensor_coalesced(List& outputs, List& inputs, const c10d::AllgatherOptions& options) override;
   WorkPtr gather(std::vector<List>& outputs, List& inputs, const c10d::GatherOptions& options) override;
@@ -43,21 +51,40 @@ class ProcessGroup final : public c10d::Backend {
                                           const c10d::ReduceScatterOptions& options) override;
   WorkPtr alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_splits,
                         std::vector<int64_t>& input_splits, const c10d::AllToAllOptions& options) override;
+  WorkPtr alltoall(List& outputs, List& inputs, const c10d::AllToAllOptions& options) override;
   WorkPtr barrier(const c10d::BarrierOptions& options) override;
+  // Blocks. Throws CommTimeoutError naming the ranks that did not come in time (the first one, or all of them).
+  void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override;
+  WorkPtr send(List& tensors, int to, int tag) override;
+  WorkPtr recv(List& tensors, int from, int tag) override;
+  WorkPtr recvAnysource(List& tensors, int tag) override;
+
+  // Between the two, every collective begins at once as it would anyway; endCoalescing() returns one handle for all.
+  void startCoalescing() override;
+  WorkPtr endCoalescing() override;
 
  private:
-  void refuse_problem(Tensors& tensors, std::chrono::milliseconds timeout);
-  void run(Tensors& tensors, std::chrono::milliseconds timeout);
-  // Runs the calls now (sync) or posts them. A call with a problem is refused: the peers are told, this rank raises.
+  // A call with a problem is refused: the peers are told, this rank raises. Of several, all are.
+  void refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::milliseconds timeout);
+  void run(Tensors& call, std::chrono::milliseconds timeout);
+  // Runs the calls now (sync) or posts them. A timeout that is not set becomes that of the group.
   WorkPtr issue(c10d::OpType type, std::vector<Tensors> calls, std::chrono::milliseconds timeout, bool async_op);
   WorkPtr issue(c10d::OpType type, Tensors&& call, std::chrono::milliseconds timeout, bool async_op);
-  Tensors all_gather_call(const at::Tensor& output, const at::Tensor& input) const;
-  Tensors reduce_scatter_call(const at::Tensor& output, const at::Tensor& input, const c10d::ReduceOp& op) const;
+  WorkPtr start(c10::intrusive_ptr<class Work> work, std::chrono::milliseconds timeout, bool async_op);
+  WorkPtr noted(WorkPtr work);  // for endCoalescing()
+  static void fill_all_reduce(Tensors& call, const at::Tensor& tensor, const c10d::ReduceOp& op);
+  void fill_all_gather(Tensors& call, const at::Tensor& output, const at::Tensor& input) const;
+  void fill_all_gather(Tensors& call, const List& outputs, const at::Tensor& input) const;
+  void fill_reduce_scatter(Tensors& call, const at::Tensor& output, const at::Tensor& input,
+                           const c10d::ReduceOp& op) const;
   void add_one_per_rank(Tensors& call, const List& tensors, bool output) const;
 
   const Api* api_;
   void* group_;
   std::chrono::milliseconds timeout_;
+  std::atomic<bool> coalescing_{false};
+  std::mutex coalesced_mutex_;
+  std::vector<WorkPtr> coalesced_;  // since startCoalescing()
 };
 
 }  // namespace hxcomm::torch_glue

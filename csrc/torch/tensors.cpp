@@ -1,45 +1,68 @@
 #include "torch/tensors.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/GradMode.h>
 #include <c10/core/ScalarType.h>
-
-#include <numeric>
 
 namespace hxcomm::torch_glue {
 namespace {
 
 struct DTypeRow {
   at::ScalarType type;
-  int code;
+  DType dtype;
 };
-// The order of core/types.h. A new dtype of the core gets its row here.
-constexpr DTypeRow kDTypes[] = {
-    {at::ScalarType::Float, 0}, {at::ScalarType::Double, 1}, {at::ScalarType::BFloat16, 2}, {at::ScalarType::Half, 3},
-    {at::ScalarType::Int, 4},   {at::ScalarType::Long, 5},   {at::ScalarType::Byte, 6},     {at::ScalarType::Bool, 7},
+constexpr DTypeRow kRows[] = {
+    {at::ScalarType::Float, DType::float32},
+    {at::ScalarType::Double, DType::float64},
+    {at::ScalarType::BFloat16, DType::bfloat16},
+    {at::ScalarType::Half, DType::float16},
+    {at::ScalarType::Char, DType::int8},
+    {at::ScalarType::Short, DType::int16},
+    {at::ScalarType::Int, DType::int32},
+    {at::ScalarType::Long, DType::int64},
+    {at::ScalarType::Byte, DType::uint8},
+    {at::ScalarType::Bool, DType::boolean},
+    {at::ScalarType::ComplexFloat, DType::complex64},
+    {at::ScalarType::ComplexDouble, DType::complex128},
 };
+static_assert(sizeof kRows / sizeof *kRows == kDTypes);
+
+std::string known_dtypes() {
+  std::string text;
+  for (const DTypeRow& row : kRows) text += (text.empty() ? "" : ", ") + std::string(dtype_name(row.dtype));
+  return text;
+}
 
 }  // namespace
 
-int dtype_code(at::ScalarType type) {
-  for (const DTypeRow& row : kDTypes)
-    if (row.type == type) return row.code;
-  return -1;
+std::optional<DType> dtype_of(at::ScalarType type) {
+  for (const DTypeRow& row : kRows)
+    if (row.type == type) return row.dtype;
+  return std::nullopt;
 }
 
-int reduce_op_code(const c10d::ReduceOp& op) {
+std::optional<ReduceOp> reduce_op_of(const c10d::ReduceOp& op) {
   switch (op.op_) {
     case c10d::ReduceOp::SUM:
-      return 0;
-    case c10d::ReduceOp::PRODUCT:
-      return 1;
-    case c10d::ReduceOp::MIN:
-      return 2;
-    case c10d::ReduceOp::MAX:
-      return 3;
+      return ReduceOp::sum;
     case c10d::ReduceOp::AVG:
-      return 4;
+      return ReduceOp::avg;
+    case c10d::ReduceOp::PRODUCT:
+      return ReduceOp::product;
+    case c10d::ReduceOp::MIN:
+      return ReduceOp::min;
+    case c10d::ReduceOp::MAX:
+      return ReduceOp::max;
+    case c10d::ReduceOp::BAND:
+      return ReduceOp::band;
+    case c10d::ReduceOp::BOR:
+      return ReduceOp::bor;
+    case c10d::ReduceOp::BXOR:
+      return ReduceOp::bxor;
+    case c10d::ReduceOp::PREMUL_SUM:
+      return ReduceOp::premul_sum;
     default:
-      return -1;
+      return std::nullopt;
   }
 }
 
@@ -49,16 +72,39 @@ void Tensors::set_root(int64_t root, int size) {
   call_.root = static_cast<int32_t>(root);
 }
 
-void Tensors::set_reduce_op(const c10d::ReduceOp& op, const Api& api) {
-  call_.reduce_op = reduce_op_code(op);
-  if (call_.reduce_op < 0) {
-    call_.reduce_op = 0;
-    fail("hxcomm has no reduce op number " + std::to_string(static_cast<int>(op.op_)) +
-         " of torch's ReduceOp; it has SUM, AVG, PRODUCT, MIN and MAX");
-  } else if (has_dtype_ && problem_.empty()) {
-    const char* reason = api.unsupported(call_.dtype, call_.reduce_op);
-    if (reason != nullptr) fail(reason);
+void Tensors::set_peer(int peer, int tag, int size) {
+  if (peer < 0 || peer >= size)
+    fail("the other rank is " + std::to_string(peer) + ", but the group has ranks 0 to " + std::to_string(size - 1));
+  call_.root = peer;
+  call_.tag = tag;
+}
+
+void Tensors::add_one(const std::vector<at::Tensor>& tensors, bool output) {
+  if (tensors.size() != 1) return fail("takes one tensor, not " + std::to_string(tensors.size()));
+  output ? add_output(tensors[0]) : add_input(tensors[0]);
+  require_count(tensors[0].defined() ? tensors[0].numel() : 0);
+}
+
+void Tensors::set_reduce_op(const c10d::ReduceOp& op) {
+  const std::optional<ReduceOp> known = reduce_op_of(op);
+  if (!known)
+    return fail("hxcomm has no reduce op number " + std::to_string(static_cast<int>(op.op_)) +
+                " of torch's ReduceOp; it has SUM, AVG, PRODUCT, MIN, MAX, BAND, BOR, BXOR and PREMUL_SUM");
+  call_.reduce_op = static_cast<int>(*known);
+  if (*known == ReduceOp::premul_sum) set_factor(op);
+}
+
+void Tensors::set_factor(const c10d::ReduceOp& op) {
+  const auto* given = dynamic_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
+  if (given == nullptr)
+    return fail("PREMUL_SUM has no factor; make the reduce op with torch.distributed._make_nccl_premul_sum(factor)");
+  const at::Tensor& tensor = given->tensor_factor;
+  if (!tensor.defined()) {
+    call_.factor = given->double_factor;
+    return;
   }
+  if (tensor.is_complex()) return fail("the factor of PREMUL_SUM is complex; it takes a real one");
+  call_.factor = tensor.item().toDouble();
 }
 
 void Tensors::check(const at::Tensor& tensor) {
@@ -66,29 +112,33 @@ void Tensors::check(const at::Tensor& tensor) {
   if (tensor.layout() != at::kStrided) return fail("a tensor is sparse; hxcomm takes dense (strided) tensors");
   if (!tensor.device().is_cpu())
     return fail("a tensor is on " + tensor.device().str() + "; this group serves cpu tensors");
-  const int code = dtype_code(tensor.scalar_type());
-  if (code < 0)
-    return fail(std::string("dtype ") + c10::toString(tensor.scalar_type()) +
-                " is not supported; hxcomm has float32, float64, bfloat16, float16, int32, int64, uint8 and bool");
+  const std::optional<DType> dtype = dtype_of(tensor.scalar_type());
+  if (!dtype)
+    return fail(std::string("dtype ") + c10::toString(tensor.scalar_type()) + " is not supported; hxcomm has " +
+                known_dtypes());
   if (has_dtype_ && type_ != tensor.scalar_type())
     return fail(std::string("tensors of dtypes ") + c10::toString(type_) + " and " +
                 c10::toString(tensor.scalar_type()) + " in one call");
   if (!has_dtype_) shape_ = tensor.sizes();
   has_dtype_ = true;
   type_ = tensor.scalar_type();
-  call_.dtype = code;
+  call_.dtype = static_cast<int>(*dtype);
 }
 
 at::Tensor Tensors::contiguous(const at::Tensor& tensor, bool read, bool written) {
   check(tensor);
   if (!problem_.empty()) return tensor;
   if (written) results_.push_back(tensor);
-  if (tensor.is_contiguous()) {
-    kept_.push_back(tensor);
-    return tensor;
+  // A conjugated (or negated) view has the bytes of what it is a view of.
+  const bool as_stored = tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
+  at::Tensor own = tensor;
+  if (!as_stored) {
+    const c10::NoGradGuard no_grad;
+    own = at::empty(tensor.sizes(), tensor.options());
+    if (read) own.copy_(tensor);
   }
-  const at::Tensor own = read ? tensor.contiguous() : at::empty(tensor.sizes(), tensor.options());
-  kept_.push_back(own);
+  if (read) read_.push_back(own);
+  if (as_stored) return own;
   if (written) copies_.emplace_back(tensor, own);
   return own;
 }
@@ -137,6 +187,11 @@ void Tensors::add_in_place(const at::Tensor& tensor, bool written) {
   add_blocks(output_, own, 1);
 }
 
+void Tensors::add_input_for_each(const at::Tensor& tensor, int ranks) {
+  const at::Tensor own = contiguous(tensor, true, false);
+  for (int i = 0; i < ranks; ++i) add_blocks(input_, own, 1);
+}
+
 void Tensors::add_input_rows(const at::Tensor& tensor, const std::vector<int64_t>& rows) {
   add_rows(input_, contiguous(tensor, true, false), rows);
 }
@@ -154,7 +209,7 @@ void Tensors::require_count(int64_t count) {
                     " elements where all ranks' parts must be equal");
 }
 
-ApiCall Tensors::call(std::chrono::milliseconds timeout) {
+ApiCall Tensors::call(std::chrono::milliseconds timeout) const {
   ApiCall call = call_;
   call.input = input_.data();
   call.n_input = input_.size();
@@ -167,6 +222,8 @@ ApiCall Tensors::call(std::chrono::milliseconds timeout) {
 }
 
 void Tensors::copy_back() {
+  if (copies_.empty()) return;
+  const c10::NoGradGuard no_grad;  // a leaf that requires a gradient is written as any other, also in the background
   for (const auto& [theirs, ours] : copies_) theirs.copy_(ours);
 }
 

@@ -1,11 +1,21 @@
 #include "torch/work.h"
 
 #include <ATen/core/ivalue.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/Exceptions.h>
+
+#include <algorithm>
 
 #include "torch/errors.h"
 
 namespace hxcomm::torch_glue {
+namespace {
+
+c10::intrusive_ptr<c10::ivalue::Future> future_of_tensors() {
+  return c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+}
+
+}  // namespace
 
 // What a posted call holds: the Work it belongs to.
 struct Work::Context {
@@ -24,13 +34,18 @@ Work::Work(int rank, c10d::OpType type, const Api* api, void* group, std::vector
     : c10d::Work(rank, type), api_(api), group_(api->retain(group)), calls_(std::move(calls)) {
   for (const Tensors& call : calls_)
     for (const at::Tensor& tensor : call.outputs()) results_.push_back(tensor);
-  future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+  future_ = future_of_tensors();
   sequence_ = api_->sequence(group_);
 }
 
 Work::~Work() {
   for (void* op : ops_) api_->release_op(op);
   if (group_ != nullptr) api_->release(group_);
+}
+
+void Work::set_finish(std::vector<at::Tensor> results, std::function<void()> finish) {
+  results_ = std::move(results);
+  finish_ = std::move(finish);
 }
 
 void Work::post(std::chrono::milliseconds timeout) {
@@ -43,6 +58,11 @@ void Work::post(std::chrono::milliseconds timeout) {
     const int kind = api_->post(group_, &call, &Context::on_finish, context.get(), &op);
     if (kind != 0) {
       const std::string message = api_->message();
+      // Refused by post() as this one is: every rank's sequence counts all calls of a list, whatever becomes of them.
+      for (size_t rest = i + 1; rest < calls_.size(); ++rest) {
+        const ApiCall other = calls_[rest].call(timeout);
+        api_->refuse(group_, &other, message.c_str());
+      }
       running_.fetch_sub(static_cast<int>(calls_.size() - i - 1));
       call_ended(kind, message.c_str());
       throw_typed(kind, message);
@@ -61,27 +81,39 @@ void Work::call_ended(int kind, const char* message) {
     }
   }
   if (running_.fetch_sub(1) != 1) return;
-  {
-    std::lock_guard lock(error_mutex_);
-    if (error_kind_ == 0)
-      for (Tensors& call : calls_) call.copy_back();
-  }
+  store_results();
   ended_.store(true, std::memory_order_release);
   if (const std::exception_ptr error = exception())
     future_->setError(error);
   else
     future_->markCompleted(c10::IValue(results_));
   calls_.clear();  // whoever keeps the Work need not keep the inputs
+  finish_ = nullptr;
+}
+
+void Work::store_results() {
+  std::lock_guard lock(error_mutex_);
+  if (error_kind_ != 0) return;
+  try {
+    for (Tensors& call : calls_) call.copy_back();
+    const c10::NoGradGuard no_grad;
+    if (finish_) finish_();
+  } catch (const std::exception& error) {  // no memory, say; this may be the background thread
+    error_kind_ = static_cast<int>(ErrorKind::aborted);
+    error_message_ = std::string("the collective was carried out, but its result could not be stored: ") + error.what();
+  }
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
   std::lock_guard lock(error_mutex_);
-  if (!future_) {  // a sync call has ended before anybody asked; making a future for each would cost 0.3 us
-    future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+  if (!future_) {  // a sync call has ended before anybody asked, and few ask
+    future_ = future_of_tensors();
     future_->markCompleted(c10::IValue(results_));
   }
   return future_;
 }
+
+int Work::sourceRank() const { return ops_.empty() ? -1 : api_->source(ops_[0]); }
 
 bool Work::isCompleted() { return ended_.load(std::memory_order_acquire); }
 
@@ -114,10 +146,16 @@ void Work::rethrow() const {
 bool Work::wait(std::chrono::milliseconds timeout) {
   if (!ended_.load(std::memory_order_acquire)) {
     const int64_t timeout_ns = timeout.count() > 0 ? std::chrono::nanoseconds(timeout).count() : -1;
+    int first_kind = 0;
+    std::string message;
     for (void* op : ops_) {
       const int kind = api_->wait(group_, op, timeout_ns);
-      if (kind != 0) throw_typed(kind, api_->message());
+      if (kind != 0 && first_kind == 0) {
+        first_kind = kind;
+        message = api_->message();
+      }
     }
+    if (first_kind != 0) throw_typed(first_kind, message);
     // The op has ended, but its callback may still run on the thread that ended it (copying back, futures).
     future_->wait();
   }
@@ -126,5 +164,53 @@ bool Work::wait(std::chrono::milliseconds timeout) {
 }
 
 void Work::abort() { api_->abort(group_, "Work.abort() was called"); }
+
+bool JoinedWork::isCompleted() {
+  return std::all_of(works_.begin(), works_.end(), [](const auto& work) { return work->isCompleted(); });
+}
+
+bool JoinedWork::isSuccess() const {
+  return std::all_of(works_.begin(), works_.end(), [](const auto& work) { return work->isSuccess(); });
+}
+
+std::exception_ptr JoinedWork::exception() const {
+  for (const auto& work : works_)
+    if (const std::exception_ptr error = work->exception()) return error;
+  return nullptr;
+}
+
+bool JoinedWork::wait(std::chrono::milliseconds timeout) {
+  std::exception_ptr first;
+  for (const auto& work : works_) try {
+      work->wait(timeout);
+    } catch (...) {
+      if (!first) first = std::current_exception();
+    }
+  if (first) std::rethrow_exception(first);
+  return true;
+}
+
+void JoinedWork::abort() {
+  for (const auto& work : works_) work->abort();
+}
+
+std::vector<at::Tensor> JoinedWork::result() {
+  std::vector<at::Tensor> results;
+  for (const auto& work : works_)
+    for (const at::Tensor& tensor : work->result()) results.push_back(tensor);
+  return results;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> JoinedWork::getFuture() {
+  c10::List<c10::intrusive_ptr<c10::ivalue::Future>> futures(
+      c10::FutureType::create(c10::ListType::create(c10::TensorType::get())));
+  for (const auto& work : works_) futures.push_back(work->getFuture());
+  return c10::collectAll(futures)->then(
+      [results = result()](c10::ivalue::Future& all) {
+        if (all.hasError()) std::rethrow_exception(all.exception_ptr());
+        return c10::IValue(results);
+      },
+      c10::ListType::create(c10::TensorType::get()));
+}
 
 }  // namespace hxcomm::torch_glue

@@ -4,6 +4,7 @@
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <vector>
 
@@ -22,27 +23,34 @@ class Work final : public c10d::Work {
   Work(int rank, c10d::OpType type, const Api* api, void* group, std::vector<Tensors> calls);
   ~Work() override;
 
+  // What remains to be done when all calls have ended well, before the Work has; and what it then yields. Before
+  // post().
+  void set_finish(std::vector<at::Tensor> results, std::function<void()> finish);
   void post(std::chrono::milliseconds timeout);  // throws what posting throws
 
   bool isCompleted() override;
   bool isSuccess() const override;
   std::exception_ptr exception() const override;
   // Blocks; drives the group. A timeout that runs out aborts the group. kNoTimeout: the deadline of the op itself.
+  // Returns, or throws, when no call uses its tensors any more.
   bool wait(std::chrono::milliseconds timeout) override;
   void synchronize() override { wait(kNoTimeout); }
   void abort() override;
   std::vector<at::Tensor> result() override { return results_; }
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  int sourceRank() const override;  // of a recv that has ended
   uint64_t getSequencenumber() const override { return sequence_; }
 
  private:
   struct Context;
   void call_ended(int kind, const char* message);
+  void store_results();
   void rethrow() const;
 
   const Api* api_ = nullptr;
   void* group_ = nullptr;
   std::vector<Tensors> calls_;
+  std::function<void()> finish_;
   std::vector<at::Tensor> results_;
   std::vector<void*> ops_;
   c10::intrusive_ptr<c10::ivalue::Future> future_;
@@ -52,6 +60,25 @@ class Work final : public c10d::Work {
   mutable std::mutex error_mutex_;
   int error_kind_ = 0;
   std::string error_message_;
+};
+
+// Several Works as one: what torch's coalescing manager gets for all that was started inside it.
+class JoinedWork final : public c10d::Work {
+ public:
+  JoinedWork(int rank, std::vector<c10::intrusive_ptr<c10d::Work>> works)
+      : c10d::Work(rank, c10d::OpType::COALESCED), works_(std::move(works)) {}
+
+  bool isCompleted() override;
+  bool isSuccess() const override;
+  std::exception_ptr exception() const override;  // the first one's
+  bool wait(std::chrono::milliseconds timeout) override;
+  void synchronize() override { wait(kNoTimeout); }
+  void abort() override;
+  std::vector<at::Tensor> result() override;
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;  // of result()
+
+ private:
+  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
 };
 
 }  // namespace hxcomm::torch_glue

@@ -49,10 +49,8 @@ Peer::~Peer() {
 }
 
 void Peer::ring_if_asleep() const {
-  SegmentHeader& header = mapping->header();
-  if (header.sleepers.load(std::memory_order_relaxed) == 0) return;
-  header.doorbell.fetch_add(1, std::memory_order_release);
-  futex_wake_all(header.doorbell);
+  Doorbell& doorbell = mapping->header().doorbell;
+  if (doorbell.has_sleepers()) doorbell.ring();
 }
 
 Endpoint::Endpoint(size_t segment_bytes)
@@ -185,25 +183,14 @@ void Endpoint::dig() {
   });
 }
 
-uint32_t Endpoint::announce_sleep() {
-  SegmentHeader& header = segment_.header();
-  header.sleepers.fetch_add(1, std::memory_order_relaxed);
-  // Pairs with the publisher's fence between its store of progress and its load of `sleepers`: either it sees us and
-  // rings, or we see its progress in the check that follows.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  return header.doorbell.load(std::memory_order_acquire);
-}
+uint32_t Endpoint::announce_sleep() { return segment_.header().doorbell.announce_sleep(); }
 
 bool Endpoint::sleep(uint32_t doorbell, int64_t timeout_ns) {
-  return futex_wait(segment_.header().doorbell, doorbell, timeout_ns);
+  return futex_wait(segment_.header().doorbell.rings, doorbell, timeout_ns);
 }
 
-void Endpoint::withdraw_sleep() { segment_.header().sleepers.fetch_sub(1, std::memory_order_relaxed); }
+void Endpoint::withdraw_sleep() { segment_.header().doorbell.withdraw_sleep(); }
 
-void Endpoint::ring_own_doorbell() {
-  SegmentHeader& header = segment_.header();
-  header.doorbell.fetch_add(1, std::memory_order_release);
-  futex_wake_all(header.doorbell);
-}
+void Endpoint::ring_own_doorbell() { segment_.header().doorbell.ring(); }
 
 }  // namespace hxcomm

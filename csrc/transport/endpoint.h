@@ -28,7 +28,7 @@ struct Peer {
   std::atomic<bool> dead{false};
   std::string death;  // set before `dead`; "was killed by SIGKILL"
   ~Peer();
-  // Wakes the peer's threads that sleep on its doorbell, if any do. Call after a publishing store.
+  // Wakes the peer's threads that sleep on its doorbell, if any do. Call after Doorbell::fence_after_publishing().
   void ring_if_asleep() const;
 };
 
@@ -65,7 +65,7 @@ class Endpoint {
   uint32_t announce_sleep();
   bool sleep(uint32_t doorbell, int64_t timeout_ns);  // false: a signal came
   void withdraw_sleep();
-  void ring_own_doorbell();
+  void ring_own_doorbell();  // as ring_if_asleep(), whether anybody sleeps or not
 
  private:
   void watch();

@@ -21,6 +21,7 @@ from hxcomm.schedule.ops import OPS
 EVERY_ALGORITHM = [(op, name) for op in algorithms.OPS for name in algorithms.names(op)]
 # The last is longer than a window of 4096 bytes in every dtype, and ends in the middle of one.
 COUNTS = (0, 1, 7, 31, 33, 1021, 9001)
+FEW = (33, 9001)
 
 
 def arrays(
@@ -50,7 +51,9 @@ def check_one(
     n = group.world_size
     given, taken = arrays(op, dtype, reduce_op, rank, n, root, count)
     before = [array.copy() for array in given]
-    group.run(call(op, dtype, given, taken, reduce_op=reduce_op, root=root, count=count, timeout_s=timeout_s))
+    factor = exact.factor(reduce_op, rank)
+    kind = {"reduce_op": reduce_op, "factor": factor, "root": root, "count": count, "timeout_s": timeout_s}
+    group.run(call(op, dtype, given, taken, **kind))
     expected = exact.outputs(op, dtype, reduce_op, rank, n, root, count)
     what = f"{op} {dtype} {reduce_op}, {count} elements, root {root}, rank {rank} of {n}"
     for block, array in enumerate(expected or []):
@@ -70,8 +73,8 @@ def calls_of(op: str, world_size: int) -> list[tuple[str, str, int, int]]:
         for reduce_op in reduce_ops
         if exact.supported(dtype, reduce_op)
         for root in roots
-        # All counts at the outer roots; one odd count at those between.
-        for count in (COUNTS if root in (-1, 0, world_size - 1) else (33,))
+        # All counts at the outer roots and for the sums; one odd count elsewhere, and one of several windows.
+        for count in (COUNTS if root in (-1, 0, world_size - 1) and reduce_op in ("sum", "avg", "premul_sum") else FEW)
         if OPS[op].input != "none" or count == 0
     ]
 
@@ -114,7 +117,10 @@ def test_many_ranks_give_the_exact_result(op: str, algorithm: str, world_size: i
 def random_bits(dtype: str, rank: int, count: int) -> Array:
     """Numbers whose sums round, with infinities and NaN among them."""
     rng = np.random.default_rng([rank, count])
-    if dtype in ("float16", "bfloat16", "float32", "float64"):
+    if dtype in exact.COMPLEX:
+        part = "float32" if dtype == "complex64" else "float64"
+        return random_bits(part, rank, 2 * count).view(dtype)
+    if dtype in exact.FLOATS:
         numbers = rng.standard_normal(count) * 10.0 ** rng.integers(-2, 3, count)
         numbers[::97] = np.inf
         if dtype != "bfloat16":  # its NaN would need care in exact.store; the kernels' own test has them
@@ -137,7 +143,9 @@ def test_the_executor_gives_the_bits_of_the_numpy_interpreter(op: str, algorithm
                 given = [random_bits(dtype, rank + block, count) for block in range(n if op == "reduce_scatter" else 1)]
                 if OPS[op].in_place:
                     taken = given
-                group.run(call(op, dtype, given, taken, reduce_op=reduce_op, root=1, count=count))
+                # No power of two, so that products round.
+                factor = (0.1, -3.7, 1.3)[rank]
+                group.run(call(op, dtype, given, taken, reduce_op=reduce_op, factor=factor, root=1, count=count))
                 results += [array.tobytes() for array in taken]
         return results
 
@@ -257,13 +265,13 @@ def test_memory_stays_while_a_peer_has_not_left() -> None:
 
 
 def test_a_full_segment_is_an_error_that_names_sizes() -> None:
-    runtime = _core.Runtime(8192)
+    runtime = _core.Runtime(16384)
 
     def group() -> _core.Group:
         return _core.Group(runtime, name="g", rank=0, world_size=1, label="rank 0", nonce=1)
 
     kept = group()
-    with pytest.raises(InitError, match=r"segment of 8192 bytes is full.*4096 are allocated"):
+    with pytest.raises(InitError, match=r"segment of 16384 bytes is full.*8192 are allocated"):
         group()
     del kept
 

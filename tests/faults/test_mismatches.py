@@ -122,10 +122,10 @@ def test_equal_counts_of_different_shape_are_legal_unless_checked(rank_pool: Poo
 # --- refused calls ---
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "dtype": (lambda: dist.all_reduce(torch.ones(8, dtype=torch.int8)), "dtype Char is not supported"),
+    "dtype": (lambda: dist.all_reduce(torch.ones(8).to(torch.float8_e4m3fn)), "dtype Float8_e4m3fn is not supported"),
     "average of bool": (lambda: dist.all_reduce(torch.ones(8, dtype=torch.bool), dist.ReduceOp.AVG), "bool"),
-    "reduce op": (lambda: dist.all_reduce(torch.ones(8, dtype=torch.int32), dist.ReduceOp.BXOR), "reduce op"),
-    "sparse": (lambda: dist.all_reduce(torch.eye(4).to_sparse()), "sparse"),
+    "reduce op": (lambda: dist.all_reduce(torch.ones(8), dist.ReduceOp.BXOR), "BXOR of float32 has no meaning"),
+    "sparse": (lambda: dist.all_reduce(torch.eye(4).to_sparse(), dist.ReduceOp.MAX), "can only be summed"),
     "unequal list": (lambda: dist.all_gather([torch.ones(8), torch.ones(9), torch.ones(8)], torch.ones(8)), "9"),
     "indivisible": (lambda: dist.reduce_scatter_tensor(torch.ones(8), torch.ones(25)), "25"),
     "splits": (lambda: dist.all_to_all_single(torch.ones(6), torch.ones(6), [1, 2, 3], [1, 2, 4]), "add up to 7"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -117,11 +119,14 @@ FOLDS = {
     "min": min,
     "max": max,
     "avg": sum,
+    "band": lambda values: reduce(operator.and_, values),
+    "bor": lambda values: reduce(operator.or_, values),
+    "bxor": lambda values: reduce(operator.xor, values),
 }
 
 
-@pytest.mark.parametrize("reduce_op", interpret.REDUCE_OPS)
-@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
+@pytest.mark.parametrize("reduce_op", FOLDS)
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8"])
 def test_integers_wrap_and_their_average_is_cut_towards_zero(dtype: str, reduce_op: str) -> None:
     info = np.iinfo(dtype)
     rng = np.random.default_rng(5)
@@ -198,6 +203,9 @@ def test_bool_is_or_and_and_and_any_nonzero_byte_is_true() -> None:
         "max": [0, 1, 1, 1],
         "product": [0, 0, 0, 1],
         "min": [0, 0, 0, 1],
+        "bor": [0, 1, 1, 1],
+        "band": [0, 0, 0, 1],
+        "bxor": [0, 1, 1, 0],
     }.items():
         for algorithm in algorithms.names("all_reduce"):
             assert all_reduced(algorithm, "bool", reduce_op, inputs).tolist() == expected
@@ -205,14 +213,46 @@ def test_bool_is_or_and_and_and_any_nonzero_byte_is_true() -> None:
 
 def test_partial_results_are_not_divided_and_keep_the_accumulation_type() -> None:
     partial = np.zeros(2, np.float32)
-    transfer(True, False, "float16", "avg", 4, [(np.array([1, 2], np.float16), False)] * 2, [partial])
+    transfer(True, False, "float16", "avg", 4, [(np.array([1, 2], np.float16), False, 1.0)] * 2, [partial])
     assert partial.tolist() == [2.0, 4.0]
     final = np.zeros(2, np.float16)
-    transfer(True, True, "float16", "avg", 4, [(partial, True), (partial, True)], [final, final])
+    transfer(True, True, "float16", "avg", 4, [(partial, True, 1.0), (partial, True, 1.0)], [final, final])
     assert final.tolist() == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("algorithm", algorithms.names("all_reduce"))
+def test_complex_products_are_those_of_python(algorithm: str) -> None:
+    inputs = [np.array([1 + 2j, -3j, 0.5]), np.array([2 - 1j, 1 + 1j, 4]), np.array([1j, 2, -1 - 1j])]
+    expected = [complex(a) * complex(b) * complex(c) for a, b, c in zip(*inputs, strict=True)]
+    assert all_reduced(algorithm, "complex128", "product", inputs).tolist() == expected
+    total = inputs[0] + inputs[1] + inputs[2]
+    mean = [complex(each.real / 3, each.imag / 3) for each in total]
+    assert all_reduced(algorithm, "complex128", "avg", inputs).tolist() == mean
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names("all_reduce"))
+def test_every_factor_multiplies_its_own_elements_once(algorithm: str) -> None:
+    """255 * 1.0078125 + 0.03125 is 257.02: rounded to bfloat16 before the sum it would end at 256, not 258."""
+    factors = [1.0078125, 2.0, -1.0]
+    given = [np.full(40, each, np.float32) for each in (255, 0.015625, 0)]
+    for dtype, expected in (("float32", 257.0234375), ("bfloat16", 258.0)):
+        narrow = float32_to_bfloat16 if dtype == "bfloat16" else np.copy
+        blocks = [[narrow(each)] for each in given]
+        memory = Memory(dtype, blocks, blocks)
+        plans = [compile_plan(algorithms.build("all_reduce", algorithm, 3, None), rank, True) for rank in range(3)]
+        running = [
+            interpret.run(plan, memory, "premul_sum", factor=factor)
+            for plan, factor in zip(plans, factors, strict=True)
+        ]
+        for _ in range(1000):
+            running = [each for each in running if next(each, None) is not None]
+        assert not running
+        for own in blocks:
+            result = bfloat16_to_float32(own[0]) if dtype == "bfloat16" else own[0]
+            assert result.tolist() == [expected] * 40
+
+
 def test_a_reduction_that_has_no_meaning_is_refused() -> None:
-    for dtype, reduce_op in (("bool", "avg"), ("complex64", "sum"), ("int32", "xor")):
+    for dtype, reduce_op in (("bool", "avg"), ("complex64", "min"), ("int32", "xor"), ("int8", "premul_sum")):
         with pytest.raises(ValueError, match=f"cannot reduce {dtype} with {reduce_op}"):
-            transfer(True, True, dtype, reduce_op, 2, [(np.zeros(1), False)], [np.zeros(1)])
+            transfer(True, True, dtype, reduce_op, 2, [(np.zeros(1), False, 1.0)], [np.zeros(1)])

@@ -1,0 +1,394 @@
+#include "communicator/point_to_point.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "communicator/group.h"
+#include "core/clock.h"
+
+namespace hxcomm {
+namespace {
+
+uint64_t bytes_of(const Op& op) { return op.call.count * item_size(op.call.dtype); }
+std::byte* memory_of(const Op& op) { return (op.call.op == OpCode::send ? op.call.input : op.call.output)[0].data; }
+
+bool fits(const Op& recv, int source, int32_t tag) {
+  return recv.call.tag == tag && (recv.call.root == kAnySource || recv.call.root == source);
+}
+
+std::string elements(uint64_t count, DType dtype) {
+  return std::to_string(count) + " elements of " + dtype_name(dtype);
+}
+
+}  // namespace
+
+PointToPoint::PointToPoint(Group& group) : group_(group), channels_(static_cast<size_t>(group.world_size())) {}
+
+void PointToPoint::post(std::shared_ptr<Op> op, Finished* finished) {
+  const std::lock_guard lock(mutex_);
+  const int peer = op->call.root;
+  if (op->call.op == OpCode::send) {
+    Channel& channel = channels_[static_cast<size_t>(peer)];
+    if (peer != group_.rank()) drain(peer, finished);  // it may have told us so while nothing was pending here
+    if (!channel.refused.empty())
+      throw Error(ErrorKind::mismatch,
+                  "an earlier send to this rank was not taken: " + std::exchange(channel.refused, {}));
+    channel.sends.push_back(std::move(op));
+  } else {
+    receives_.push_back(std::move(op));
+  }
+  count(+1);
+}
+
+void PointToPoint::count(int pending) {
+  n_pending_ += pending;
+  group_.posted_.fetch_add(pending, std::memory_order_relaxed);
+  pending > 0 ? group_.progress_->operation_posted() : group_.progress_->operation_finished();
+}
+
+void PointToPoint::reply(Channel& channel, Outgoing packet) {
+  channel.replies.push_back(std::move(packet));
+  count(+1);
+}
+
+std::vector<Endpoint::Range> PointToPoint::ranges() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<Endpoint::Range> ranges;
+  for (const Channel& channel : channels_)
+    if (channel.ring_offset != 0) ranges.push_back({channel.ring_offset, kRingBytes});
+  return ranges;
+}
+
+Packet& PointToPoint::slot(std::byte* segment, uint64_t ring_offset, uint64_t number) const {
+  return reinterpret_cast<Packet*>(segment + ring_offset)[number % kRingPackets];
+}
+
+bool PointToPoint::advance(Finished* finished, bool look_at_clock) {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock || n_pending_ == 0) return false;
+  const size_t before = finished->size();
+  bool moved = false;
+  try {
+    send_to_self(finished);
+    for (auto it = receives_.begin(); it != receives_.end();)
+      it = match_posted(*it, finished) ? receives_.erase(it) : std::next(it);
+    for (int peer = 0; peer < group_.world_size(); ++peer) {
+      if (peer == group_.rank()) continue;
+      const bool drained = drain(peer, finished);
+      const bool pumped = pump(peer, finished);
+      if (!drained && !pumped) continue;
+      moved = true;
+      Doorbell::fence_after_publishing();
+      group_.peers_[static_cast<size_t>(peer)]->ring_if_asleep();
+    }
+    if (n_pending_ > 0 && look_at_clock) check_failures();
+  } catch (const Error& error) {
+    group_.abort(AbortCause::called, group_.rank(), error.message());
+  }
+  // After what could be moved: what arrived before the end of the group counts.
+  if (n_pending_ > 0 && group_.own().abort.is_set()) drop_all(finished);
+  return moved || finished->size() > before;
+}
+
+bool PointToPoint::drain(int peer, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  const auto p = static_cast<size_t>(peer);
+  PairLine& theirs = group_.pair_line(peer, group_.rank());
+  const uint64_t produced = theirs.produced.load(std::memory_order_acquire);
+  if (produced == channel.consumed) return false;
+  // It is another process's memory: every number in it is read once and checked.
+  const uint64_t offset = theirs.ring_offset.load(std::memory_order_relaxed);
+  if (offset == 0 || offset % 64 != 0 || offset > group_.segment_bytes_[p] ||
+      group_.segment_bytes_[p] - offset < kRingBytes || produced - channel.consumed > kRingPackets)
+    throw Error(ErrorKind::aborted,
+                group_.config_.labels[p] + " published a ring of messages at byte " + std::to_string(offset) +
+                    " with " + std::to_string(produced - channel.consumed) + " packets: its memory is corrupt");
+  while (channel.consumed != produced) {
+    const Packet& packet = slot(group_.segments_[p], offset, channel.consumed);
+    take(peer, packet, packet.payload_bytes, finished);
+    ++channel.consumed;
+    group_.pair_line(group_.rank(), peer).consumed.store(channel.consumed, std::memory_order_release);
+  }
+  return true;
+}
+
+void PointToPoint::take(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  const auto corrupt = [&](const char* what) {
+    return Error(ErrorKind::aborted, group_.config_.labels[static_cast<size_t>(peer)] + " sent " + what +
+                                         ": its memory is corrupt, or another version of hxcomm runs there");
+  };
+  if (payload_bytes > Packet::kPayloadBytes) throw corrupt("a packet that is too long");
+  const uint64_t number = packet.message;
+  switch (packet.kind) {
+    case PacketKind::eager:
+    case PacketKind::announce: {
+      const bool announced = packet.kind == PacketKind::announce;
+      const uint8_t dtype = packet.dtype;
+      Message message{number, packet.tag, static_cast<DType>(dtype), packet.count, announced, {}, nullptr};
+      if (dtype >= kDTypes || (!announced && message.count * item_size(message.dtype) != payload_bytes))
+        throw corrupt("a message whose size is not its count times its dtype");
+      if (!announced) message.payload.assign(packet.payload, packet.payload + payload_bytes);
+      arrive(peer, std::move(message), finished);
+      return;
+    }
+    case PacketKind::request: {
+      const auto it = channel.announced.find(number);
+      if (it == channel.announced.end()) throw corrupt("a request for a message that was not announced");
+      channel.streams.push_back({std::move(it->second), number, 0});
+      channel.announced.erase(it);
+      return;
+    }
+    case PacketKind::data: {
+      const auto it = channel.incoming.find(number);
+      const uint64_t offset = packet.offset;
+      if (it == channel.incoming.end() || offset != it->second.received_bytes ||
+          bytes_of(*it->second.recv) - offset < payload_bytes)
+        throw corrupt("data that was not requested");
+      std::memcpy(memory_of(*it->second.recv) + offset, packet.payload, payload_bytes);
+      it->second.received_bytes += payload_bytes;
+      if (it->second.received_bytes < bytes_of(*it->second.recv)) return;
+      end(it->second.recv, nullptr, finished);
+      channel.incoming.erase(it);
+      return;
+    }
+    case PacketKind::refuse: {
+      std::string text(reinterpret_cast<const char*>(packet.payload), payload_bytes);
+      const auto it = channel.announced.find(number);
+      if (it == channel.announced.end()) {
+        channel.refused = std::move(text);  // it had been sent eagerly: told at the next send to this rank
+        return;
+      }
+      end(it->second, std::make_unique<Error>(ErrorKind::mismatch, std::move(text)), finished);
+      channel.announced.erase(it);
+      return;
+    }
+  }
+  throw corrupt("a packet of an unknown kind");
+}
+
+void PointToPoint::arrive(int source, Message message, Finished* finished) {
+  for (auto it = receives_.begin(); it != receives_.end(); ++it)
+    if (fits(**it, source, message.tag)) {
+      const OpPointer recv = *it;
+      receives_.erase(it);
+      deliver(source, message, recv, finished);
+      return;
+    }
+  channels_[static_cast<size_t>(source)].arrived.push_back(std::move(message));
+}
+
+bool PointToPoint::match_posted(const OpPointer& recv, Finished* finished) {
+  const int n = group_.world_size();
+  const bool any = recv->call.root == kAnySource;
+  for (int i = 0; i < (any ? n : 1); ++i) {
+    const int source = any ? (next_source_ + i) % n : recv->call.root;
+    auto& arrived = channels_[static_cast<size_t>(source)].arrived;
+    const auto it =
+        std::find_if(arrived.begin(), arrived.end(), [&](const Message& m) { return fits(*recv, source, m.tag); });
+    if (it == arrived.end()) continue;
+    if (any) next_source_ = (source + 1) % n;  // fair: no source can starve the others
+    Message message = std::move(*it);
+    arrived.erase(it);
+    deliver(source, message, recv, finished);
+    return true;
+  }
+  return false;
+}
+
+void PointToPoint::deliver(int source, Message& message, const OpPointer& recv, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(source)];
+  recv->source = source;
+  if (message.dtype != recv->call.dtype || message.count != recv->call.count) {
+    const std::string text =
+        "a message and the receive that it met do not fit: " + group_.config_.labels[static_cast<size_t>(source)] +
+        " sent " + elements(message.count, message.dtype) + " with tag " + std::to_string(message.tag) + ", " +
+        group_.config_.labels[static_cast<size_t>(group_.rank())] + " receives " +
+        elements(recv->call.count, recv->call.dtype) +
+        "; nothing was stored, both are used up and the group stays usable. Send and receive the same dtype and count.";
+    if (message.send)
+      end(message.send, std::make_unique<Error>(ErrorKind::mismatch, text), finished);
+    else if (source == group_.rank())
+      channel.refused = text;
+    else
+      reply(channel, {PacketKind::refuse, message.number, text.substr(0, Packet::kPayloadBytes)});
+    end(recv, std::make_unique<Error>(ErrorKind::mismatch, text), finished);
+  } else if (message.send) {
+    std::memcpy(memory_of(*recv), memory_of(*message.send), bytes_of(*recv));
+    end(message.send, nullptr, finished);
+    end(recv, nullptr, finished);
+  } else if (message.announced) {
+    channel.incoming.emplace(message.number, Incoming{recv, 0});
+    reply(channel, {PacketKind::request, message.number});
+  } else {
+    if (!message.payload.empty()) std::memcpy(memory_of(*recv), message.payload.data(), message.payload.size());
+    end(recv, nullptr, finished);
+  }
+}
+
+void PointToPoint::send_to_self(Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(group_.rank())];
+  while (!channel.sends.empty()) {
+    const OpPointer send = std::move(channel.sends.front());
+    channel.sends.pop_front();
+    Message message{channel.next_message++, send->call.tag, send->call.dtype, send->call.count, false, {}, nullptr};
+    // As to a peer: a small send ends at once, a large one when it has been received.
+    if (bytes_of(*send) <= Packet::kPayloadBytes) {
+      message.payload.assign(memory_of(*send), memory_of(*send) + bytes_of(*send));
+      end(send, nullptr, finished);
+    } else {
+      message.send = send;
+    }
+    arrive(group_.rank(), std::move(message), finished);
+  }
+}
+
+bool PointToPoint::pump(int peer, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  if (channel.replies.empty() && channel.sends.empty() && channel.streams.empty()) return false;
+  PairLine& mine = group_.pair_line(group_.rank(), peer);
+  if (channel.ring_offset == 0) {
+    channel.ring_offset = group_.endpoint_->segment().allocate(kRingBytes);
+    mine.ring_offset.store(channel.ring_offset, std::memory_order_relaxed);
+  }
+  bool moved = false;
+  for (;;) {
+    const uint64_t consumed = group_.pair_line(peer, group_.rank()).consumed.load(std::memory_order_acquire);
+    if (channel.produced - consumed >= kRingPackets) return moved;
+    Packet& packet = slot(group_.segments_[static_cast<size_t>(group_.rank())], channel.ring_offset, channel.produced);
+    if (!put_next(peer, packet, finished)) return moved;
+    mine.produced.store(++channel.produced, std::memory_order_release);
+    moved = true;
+  }
+}
+
+bool PointToPoint::put_next(int peer, Packet& packet, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  // Replies first: the peer waits for them. Messages before data, so that a long one does not hold up the short ones.
+  if (!channel.replies.empty()) {
+    const Outgoing& reply = channel.replies.front();
+    packet.kind = reply.kind;
+    packet.message = reply.message;
+    packet.payload_bytes = static_cast<uint32_t>(reply.text.size());
+    std::memcpy(packet.payload, reply.text.data(), reply.text.size());
+    channel.replies.pop_front();
+    count(-1);
+    return true;
+  }
+  if (!channel.sends.empty()) {
+    const OpPointer send = std::move(channel.sends.front());
+    channel.sends.pop_front();
+    const uint64_t nbytes = bytes_of(*send);
+    const bool eager = nbytes <= Packet::kPayloadBytes;
+    packet.kind = eager ? PacketKind::eager : PacketKind::announce;
+    packet.dtype = static_cast<uint8_t>(send->call.dtype);
+    packet.tag = send->call.tag;
+    packet.count = send->call.count;
+    packet.message = channel.next_message++;
+    packet.payload_bytes = eager ? static_cast<uint32_t>(nbytes) : 0;
+    if (packet.payload_bytes > 0) std::memcpy(packet.payload, memory_of(*send), nbytes);
+    if (eager)
+      end(send, nullptr, finished);
+    else
+      channel.announced.emplace(packet.message, send);
+    return true;
+  }
+  if (channel.streams.empty()) return false;
+  Stream& stream = channel.streams.front();
+  const uint64_t nbytes = std::min<uint64_t>(bytes_of(*stream.send) - stream.sent_bytes, Packet::kPayloadBytes);
+  packet.kind = PacketKind::data;
+  packet.message = stream.message;
+  packet.offset = stream.sent_bytes;
+  packet.payload_bytes = static_cast<uint32_t>(nbytes);
+  std::memcpy(packet.payload, memory_of(*stream.send) + stream.sent_bytes, nbytes);
+  stream.sent_bytes += nbytes;
+  if (stream.sent_bytes == bytes_of(*stream.send)) {
+    end(stream.send, nullptr, finished);
+    channel.streams.pop_front();
+  }
+  return true;
+}
+
+void PointToPoint::end(const OpPointer& op, std::unique_ptr<Error> error, Finished* finished) {
+  op->error = std::move(error);
+  group_.own().flight.close(static_cast<uint64_t>(op->record), op->error == nullptr, now_ns());
+  op->finished.store(true, std::memory_order_release);
+  count(-1);
+  finished->push_back(op);
+}
+
+std::vector<PointToPoint::OpPointer> PointToPoint::pending() const {
+  std::vector<OpPointer> ops{receives_.begin(), receives_.end()};
+  for (const Channel& channel : channels_) {
+    ops.insert(ops.end(), channel.sends.begin(), channel.sends.end());
+    for (const auto& [number, send] : channel.announced) ops.push_back(send);
+    for (const Stream& stream : channel.streams) ops.push_back(stream.send);
+    for (const auto& [number, incoming] : channel.incoming) ops.push_back(incoming.recv);
+    for (const Message& message : channel.arrived)
+      if (message.send) ops.push_back(message.send);
+  }
+  return ops;
+}
+
+void PointToPoint::fail_all(Finished* finished) {
+  const std::lock_guard lock(mutex_);
+  drop_all(finished);
+}
+
+void PointToPoint::drop_all(Finished* finished) {
+  for (const OpPointer& op : pending()) end(op, group_.failure(op.get()), finished);
+  receives_.clear();
+  for (Channel& channel : channels_) {
+    channel.sends.clear();
+    channel.announced.clear();
+    channel.streams.clear();
+    channel.incoming.clear();
+    channel.arrived.clear();
+    for (; !channel.replies.empty(); channel.replies.pop_front()) count(-1);
+  }
+}
+
+bool PointToPoint::waits_in_vain(const Op& op) const {
+  const auto gone = [this](int peer) {
+    if (peer == group_.rank()) return false;
+    // Membership before the ring: a rank has put all it sent into its ring before it leaves.
+    const bool left = !group_.control(peer).line.is_member(group_.config_.nonce);
+    return left && group_.pair_line(peer, group_.rank()).produced.load(std::memory_order_acquire) ==
+                       channels_[static_cast<size_t>(peer)].consumed;
+  };
+  if (op.call.root != kAnySource) return gone(op.call.root);
+  for (int peer = 0; peer < group_.world_size(); ++peer)
+    if (!gone(peer)) return false;
+  return true;
+}
+
+std::string PointToPoint::state_of(const Op& op) const {
+  const std::string tag = " (tag " + std::to_string(op.call.tag) + ", " + elements(op.call.count, op.call.dtype) + ")";
+  const auto label = [this](int rank) { return group_.config_.labels[static_cast<size_t>(rank)]; };
+  const std::string me = label(group_.rank());
+  if (op.call.op == OpCode::send) return "send on " + me + " to " + label(op.call.root) + tag;
+  return "recv on " + me + " from " + (op.call.root == kAnySource ? "any rank" : label(op.call.root)) + tag;
+}
+
+void PointToPoint::check_failures() {
+  const int64_t now = now_ns();
+  for (const OpPointer& op : pending()) {
+    if (waits_in_vain(*op)) {
+      const int peer = op->call.root == kAnySource ? group_.rank() : op->call.root;
+      const std::string who =
+          op->call.root == kAnySource ? "every rank" : group_.config_.labels[static_cast<size_t>(peer)];
+      group_.abort(AbortCause::peer_left, peer,
+                   who + " has left the group (it destroyed it or ended), and " + state_of(*op) + " waits for it");
+      return;
+    }
+    if (now > op->deadline_ns) {
+      group_.abort(AbortCause::timeout, group_.rank(),
+                   state_of(*op) + " timed out after " + std::to_string((now - op->posted_ns) / 1'000'000) +
+                       " ms: " + (op->call.op == OpCode::send ? "nobody received it" : "no message of that tag came"));
+      return;
+    }
+  }
+}
+
+}  // namespace hxcomm

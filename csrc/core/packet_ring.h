@@ -1,0 +1,45 @@
+// A bounded ring of packets from one rank to one other: what point-to-point messages travel in on a host.
+//
+// The ring lies in its producer's segment, its two counters in the lines of the two ranks, each written by its owner
+// only: `produced` is stored with release after a packet is whole, `consumed` with release after it has been copied
+// out.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace hxcomm {
+
+// One per rank and peer, in the rank's control page; written by that rank.
+struct alignas(64) PairLine {
+  std::atomic<uint64_t> ring_offset;  // where its ring to the peer lies in its segment; 0: it has sent nothing yet
+  std::atomic<uint64_t> produced;     // packets put into that ring
+  std::atomic<uint64_t> consumed;     // packets taken out of the peer's ring to it
+};
+static_assert(sizeof(PairLine) == 64);
+
+enum class PacketKind : uint8_t {
+  eager = 1,     // a whole message
+  announce = 2,  // a message that does not fit in a packet: its sender waits for `request`
+  request = 3,   // the receiver has a buffer for the announced message
+  data = 4,      // a piece of a requested message
+  refuse = 5,    // the message met a receive that it does not fit; the payload says why
+};
+
+struct Packet {
+  static constexpr size_t kPayloadBytes = 16 << 10;
+  PacketKind kind;
+  uint8_t dtype;
+  uint32_t payload_bytes;
+  int32_t tag;
+  uint64_t message;  // numbers a sender's messages to one peer; in request and refuse, the peer's number
+  uint64_t count;    // elements of the whole message
+  uint64_t offset;   // data: of the payload in the message, in bytes
+  alignas(64) std::byte payload[kPayloadBytes];
+};
+
+constexpr uint64_t kRingPackets = 16;
+constexpr size_t kRingBytes = kRingPackets * sizeof(Packet);
+
+}  // namespace hxcomm
