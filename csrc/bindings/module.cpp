@@ -329,6 +329,13 @@ PYBIND11_MODULE(_core, m) {
           "keep_forever", [](const std::shared_ptr<Runtime>& r) { new std::shared_ptr<Runtime>(r); },
           "Never ends its threads: for the process's own, which must outlive whatever Python tears down at exit.")
       .def(
+          "stop_background",
+          [](const Runtime& r) {
+            const py::gil_scoped_release nogil;
+            r.progress->stop_background();
+          },
+          "Before the interpreter ends: a thread that then drops a Python object ends the process with SIGABRT.")
+      .def(
           "trace_call_sites",
           [](const Runtime& r, std::vector<std::string> outside) {
             r.progress->call_site = [outside = std::move(outside)](char* text, size_t size) {

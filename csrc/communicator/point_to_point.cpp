@@ -95,10 +95,10 @@ bool PointToPoint::drain(int peer, Finished* finished) {
   Channel& channel = channels_[static_cast<size_t>(peer)];
   const auto p = static_cast<size_t>(peer);
   PairLine& theirs = group_.pair_line(peer, group_.rank());
-  const uint64_t produced = theirs.produced.load(std::memory_order_acquire);
+  const uint64_t produced = theirs.packets_produced();
   if (produced == channel.consumed) return false;
   // It is another process's memory: every number in it is read once and checked.
-  const uint64_t offset = theirs.ring_offset.load(std::memory_order_relaxed);
+  const uint64_t offset = theirs.offset_of_ring();
   if (offset == 0 || offset % 64 != 0 || offset > group_.segment_bytes_[p] ||
       group_.segment_bytes_[p] - offset < kRingBytes || produced - channel.consumed > kRingPackets)
     throw Error(ErrorKind::aborted,
@@ -108,7 +108,7 @@ bool PointToPoint::drain(int peer, Finished* finished) {
     const Packet& packet = slot(group_.segments_[p], offset, channel.consumed);
     take(peer, packet, packet.payload_bytes, finished);
     ++channel.consumed;
-    group_.pair_line(group_.rank(), peer).consumed.store(channel.consumed, std::memory_order_release);
+    group_.pair_line(group_.rank(), peer).publish_consumed(channel.consumed);
   }
   return true;
 }
@@ -250,15 +250,15 @@ bool PointToPoint::pump(int peer, Finished* finished) {
   PairLine& mine = group_.pair_line(group_.rank(), peer);
   if (channel.ring_offset == 0) {
     channel.ring_offset = group_.endpoint_->segment().allocate(kRingBytes);
-    mine.ring_offset.store(channel.ring_offset, std::memory_order_relaxed);
+    mine.set_ring_offset(channel.ring_offset);
   }
   bool moved = false;
   for (;;) {
-    const uint64_t consumed = group_.pair_line(peer, group_.rank()).consumed.load(std::memory_order_acquire);
+    const uint64_t consumed = group_.pair_line(peer, group_.rank()).packets_consumed();
     if (channel.produced - consumed >= kRingPackets) return moved;
     Packet& packet = slot(group_.segments_[static_cast<size_t>(group_.rank())], channel.ring_offset, channel.produced);
     if (!put_next(peer, packet, finished)) return moved;
-    mine.produced.store(++channel.produced, std::memory_order_release);
+    mine.publish_produced(++channel.produced);
     moved = true;
   }
 }
@@ -354,8 +354,8 @@ bool PointToPoint::waits_in_vain(const Op& op) const {
     if (peer == group_.rank()) return false;
     // Membership before the ring: a rank has put all it sent into its ring before it leaves.
     const bool left = !group_.control(peer).line.is_member(group_.config_.nonce);
-    return left && group_.pair_line(peer, group_.rank()).produced.load(std::memory_order_acquire) ==
-                       channels_[static_cast<size_t>(peer)].consumed;
+    const uint64_t produced = group_.pair_line(peer, group_.rank()).packets_produced();
+    return left && produced == channels_[static_cast<size_t>(peer)].consumed;
   };
   if (op.call.root != kAnySource) return gone(op.call.root);
   for (int peer = 0; peer < group_.world_size(); ++peer)

@@ -14,7 +14,9 @@ constexpr int64_t kLookUpNs = 50'000'000;
 
 }  // namespace
 
-Progress::~Progress() {
+Progress::~Progress() { stop_background(); }
+
+void Progress::stop_background() {
   {
     std::lock_guard lock(thread_mutex_);
     stop_ = true;

@@ -48,6 +48,8 @@ class Progress {
   void operation_finished() { pending_.fetch_sub(1); }
   // Starts the thread at the first call; later ones wake it.
   void wake_background();
+  // Ends it, and waits for what it is doing. From then on only waiters drive.
+  void stop_background();
 
   // Called about every 100 ms by a blocked foreground thread: true ends the wait (Ctrl-C). May be empty.
   std::function<bool()> interrupted;

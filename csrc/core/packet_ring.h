@@ -1,22 +1,37 @@
 // A bounded ring of packets from one rank to one other: what point-to-point messages travel in on a host.
 //
 // The ring lies in its producer's segment, its two counters in the lines of the two ranks, each written by its owner
-// only: `produced` is stored with release after a packet is whole, `consumed` with release after it has been copied
-// out.
+// only. A template over the atomics for the reason that core/line.h gives.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
+
+#include "core/line.h"
 
 namespace hxcomm {
 
 // One per rank and peer, in the rank's control page; written by that rank.
-struct alignas(64) PairLine {
-  std::atomic<uint64_t> ring_offset;  // where its ring to the peer lies in its segment; 0: it has sent nothing yet
-  std::atomic<uint64_t> produced;     // packets put into that ring
-  std::atomic<uint64_t> consumed;     // packets taken out of the peer's ring to it
+template <class Atomics>
+struct alignas(64) BasicPairLine {
+  template <class T>
+  using Atomic = typename Atomics::template Atomic<T>;
+
+  Atomic<uint64_t> ring_offset;  // where its ring to the peer lies in its segment; 0: it has sent nothing yet
+  Atomic<uint64_t> produced;     // packets put into that ring
+  Atomic<uint64_t> consumed;     // packets taken out of the peer's ring to it
+
+  // Relaxed: handed over by the first packet.
+  void set_ring_offset(uint64_t offset) { ring_offset.store(offset, std::memory_order_relaxed); }
+  uint64_t offset_of_ring() const { return ring_offset.load(std::memory_order_relaxed); }
+  // The packets are whole; the peer may read them once it has seen the number.
+  void publish_produced(uint64_t n) { produced.store(n, std::memory_order_release); }
+  uint64_t packets_produced() const { return produced.load(std::memory_order_acquire); }
+  // The packets have been copied out; the peer may overwrite them once it has seen the number.
+  void publish_consumed(uint64_t n) { consumed.store(n, std::memory_order_release); }
+  uint64_t packets_consumed() const { return consumed.load(std::memory_order_acquire); }
 };
+using PairLine = BasicPairLine<NativeAtomics>;
 static_assert(sizeof(PairLine) == 64);
 
 enum class PacketKind : uint8_t {
