@@ -7,6 +7,7 @@ with `set`, `get`, `add` and `wait`.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import secrets
@@ -103,6 +104,11 @@ def _library_folders() -> list[str]:
     return [f"{Path(file).parent}/" for file in files if file]
 
 
+def _stop_background(of: _core.Runtime, pid: int) -> None:
+    if pid == os.getpid():  # a forked child has inherited the handler, not the thread
+        of.stop_background()
+
+
 def runtime() -> _core.Runtime:
     """This process's segment and threads, made at the first call. A forked child gets its own."""
     global _runtime, _runtime_pid
@@ -117,6 +123,7 @@ def runtime() -> _core.Runtime:
             if "callsite" in environment.TRACE.get():
                 _runtime.trace_call_sites(_library_folders())
             _runtime.keep_forever()
+            atexit.register(_stop_background, _runtime, _runtime_pid)
         return _runtime
 
 
