@@ -130,8 +130,10 @@ def runtime() -> _core.Runtime:
 class _Rendezvous:
     """The keys of one incarnation of one group in the store, and the deadline that all waiting shares."""
 
-    def __init__(self, store: Store, rank: int, group: str, timeout_s: float) -> None:
-        self.store, self.rank, self.group, self.timeout_s = store, rank, group, timeout_s
+    def __init__(
+        self, store: Store, rank: int, group: str, timeout_s: float, death_of: Callable[[int], str] = lambda rank: ""
+    ) -> None:
+        self.store, self.rank, self.group, self.timeout_s, self.death_of = store, rank, group, timeout_s, death_of
         self.deadline = time.monotonic() + timeout_s
         # A program may destroy its groups and make them again over the same store: the keys of the n-th time that this
         # rank comes here carry n, so the leftovers of an earlier incarnation are never read.
@@ -153,6 +155,8 @@ class _Rendezvous:
                 value = self.store.get(full)
                 break
             except RuntimeError as error:  # torch's DistStoreError and DistNetworkError among them
+                if death := self.death_of(whose):
+                    self.fail(death)
                 if remaining > 0 and "imeout" in str(error):
                     continue
                 self.fail(
@@ -218,13 +222,15 @@ def create_group(
     settings: str,
     planner: Planner,
     transfer: Callable[..., Any] | None = None,
+    death_of: Callable[[int], str] = lambda rank: "",
 ) -> _core.Group:
     """Makes this rank's end of a group; every rank of it must call this. Blocks until all have, at most `timeout_s`.
 
-    `settings` is compared between the ranks (what decides algorithms must be equal). Raises InitError on every rank
-    when any rank fails.
+    `settings` is compared between the ranks (what decides algorithms must be equal). `death_of(rank)` says what ended a
+    rank's process where that is known already, so that nobody waits for it. Raises InitError on every rank when any
+    rank fails.
     """
-    meet = _Rendezvous(store, rank, name, timeout_s)
+    meet = _Rendezvous(store, rank, name, timeout_s, death_of)
     process = runtime()
     if rank == 0:
         meet.publish("nonce", str(secrets.randbits(63) | 1))

@@ -7,6 +7,8 @@ group. Knows torch; knows nothing of algorithms beyond their names, nor of share
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch.distributed as dist
@@ -60,10 +62,51 @@ def register_backend() -> None:
         dist.Backend.default_device_backend_map["cpu"] = default
 
 
+@dataclass(frozen=True)
+class _Membership:
+    """What makes a process group of this rank, but for its options."""
+
+    store: Any
+    name: str
+    rank: int
+    world_size: int
+    global_ranks: list[int]
+    timeout_s: float
+
+    def without(self, excluded: list[int]) -> _Membership:
+        """Of the group that remains. Its keys are its own: `excluded` tells one attempt from the next."""
+        remaining = [rank for rank in range(self.world_size) if rank not in excluded]
+        without = "-".join(map(str, excluded))
+        return _Membership(
+            store=dist.PrefixStore(f"hxcomm/without/{without}", self.store),
+            name=f"{self.name} without {without}",
+            rank=remaining.index(self.rank),
+            world_size=len(remaining),
+            global_ranks=[self.global_ranks[rank] for rank in remaining],
+            timeout_s=self.timeout_s,
+        )
+
+
 def _create(options: Any, pg_options: Any) -> Any:
     """Called by torch for each new group of this rank. Raises InitError, or ImportError where the build is wrong."""
     if (problem := build_check.problem()) is not None:
         raise ImportError(problem)
+    return _make_process_group(
+        _Membership(
+            store=options.store,
+            name=options.group_id or "default",
+            rank=options.group_rank,
+            world_size=options.group_size,
+            global_ranks=list(options.global_ranks_in_group) or list(range(options.group_size)),
+            timeout_s=options.timeout.total_seconds(),
+        ),
+        pg_options,
+    )
+
+
+def _make_process_group(
+    member: _Membership, pg_options: Any, death_of: Callable[[int], str] = lambda rank: ""
+) -> BackendBase:
     from hxcomm import _C, _core, bootstrap, environment, interpreted
     from hxcomm.select import SEGMENT_BYTES, Layout, Planner
 
@@ -75,26 +118,38 @@ def _create(options: Any, pg_options: Any) -> Any:
         segment_bytes = pg_options.segment_bytes or segment_bytes
     elif pg_options is not None and type(pg_options) is not BackendBase.Options:
         raise TypeError(f"pg_options for hxcomm is hxcomm.Options(...), not {type(pg_options).__name__}")
-    rank, world_size = options.group_rank, options.group_size
-    name = options.group_id or "default"
-    timeout_s = options.timeout.total_seconds()
     try:
-        planner = Planner(rank, Layout(world_size), name, asked, segment_bytes)
+        planner = Planner(member.rank, Layout(member.world_size), member.name, asked, segment_bytes)
     except ValueError as error:
-        bootstrap.decline(options.store, name=name, rank=rank, reason=str(error))
+        bootstrap.decline(member.store, name=member.name, rank=member.rank, reason=str(error))
         raise
     group = bootstrap.create_group(
-        options.store,
-        name=name,
-        rank=rank,
-        world_size=world_size,
-        global_ranks=list(options.global_ranks_in_group) or list(range(world_size)),
-        timeout_s=timeout_s,
+        member.store,
+        name=member.name,
+        rank=member.rank,
+        world_size=member.world_size,
+        global_ranks=member.global_ranks,
+        timeout_s=member.timeout_s,
         settings=planner.settings(),
         planner=planner,
         transfer=interpreted.transfer if environment.EXECUTOR.get() == "python" else None,
+        death_of=death_of,
     )
-    return _C.ProcessGroup(rank=rank, size=world_size, api=_core.api(), group=group.capsule(), timeout_s=timeout_s)
+
+    def shrink(excluded: list[int], shrunk_options: Any) -> BackendBase:
+        remaining = [rank for rank in range(member.world_size) if rank not in excluded]
+        return _make_process_group(
+            member.without(excluded), shrunk_options or pg_options, lambda rank: group.death_of(remaining[rank])
+        )
+
+    return _C.ProcessGroup(
+        rank=member.rank,
+        size=member.world_size,
+        api=_core.api(),
+        group=group.capsule(),
+        timeout_s=member.timeout_s,
+        shrink=shrink,
+    )
 
 
 def monitored_barrier(

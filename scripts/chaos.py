@@ -128,7 +128,8 @@ def run_case(case: Case) -> Outcome:
         survivors = [process for process in processes if process.rank != case.victim]
         victim = processes[case.victim]
         try:
-            in_time = wait(survivors, WATCHDOG_S)
+            # With the victim among them: the moment of its end is noted when it comes.
+            in_time = wait(processes, WATCHDOG_S, until=lambda: all(each.status is not None for each in survivors))
             if in_time:  # a stopped victim never ends
                 wait([victim], WATCHDOG_S, until=lambda: is_stopped(victim.pid))
             outcome = judge(case, folder, processes)
@@ -160,8 +161,7 @@ def judge(case: Case, folder: Path, processes: Sequence[Process]) -> Outcome:
     expected = expectation(case)
     if expected != "succeed" and case.point != "before" and "done" in of_victim and victim.status == 0:
         outcome.reached, expected = False, "succeed"
-    # Its last words before it failed: where it raised, it goes on to leave.
-    failed_at = of_victim.get("raised", (reports[case.victim] or [{"at": victim.ended_at}])[-1])["at"]
+    failed_at = of_victim["raised"]["at"] if "raised" in of_victim else victim.ended_at
     for process, report in zip(processes, reports, strict=True):
         last = {event["event"]: event for event in report}
         who = f"rank {process.rank}"

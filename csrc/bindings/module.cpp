@@ -265,6 +265,14 @@ void bind_running(py::class_<PyGroup>& group) {
              self.group()->leave();
            })
       .def("is_alive", [](PyGroup& self) { return self.group()->alive(); })
+      .def(
+          "death_of",
+          [](PyGroup& self, int rank) {
+            if (rank < 0 || rank >= self.group()->world_size())
+              throw Error(ErrorKind::usage, "there is no rank " + std::to_string(rank));
+            return self.group()->death_of(rank);
+          },
+          py::arg("rank"), "What ended this rank's process, once that is known; else the empty string.")
       .def("statistics", [](PyGroup& self) { return statistics_of(*self.group()); });
 }
 

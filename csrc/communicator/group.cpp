@@ -180,6 +180,12 @@ void Group::leave() {
   complete(finished);
 }
 
+std::string Group::death_of(int rank) const {
+  const auto& peer = peers_[static_cast<size_t>(rank)];
+  if (!peer || !peer->dead.load(std::memory_order_acquire)) return "";
+  return config_.labels[static_cast<size_t>(rank)] + " " + peer->death;
+}
+
 bool Group::alive() const { return !left_.load() && !forked() && !own().abort.is_set(); }
 
 std::string Group::reason_of(uint64_t word) const {

@@ -67,6 +67,8 @@ class Group : public std::enable_shared_from_this<Group> {
   int rank() const { return config_.rank; }
   int world_size() const { return config_.world_size; }
   const std::string& name() const { return config_.name; }
+  // "rank 3 (host b, pid 8286) was killed by SIGKILL"; "" of a rank that is alive or whose process is not known.
+  std::string death_of(int rank) const;
   uint64_t next_sequence() const { return next_sequence_.load(std::memory_order_relaxed); }
   std::vector<std::shared_ptr<const Statistic>> statistics() const;
 

@@ -1,4 +1,5 @@
 // hxcomm._C: the glue between torch and the communicator.
+#include <pybind11/functional.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "communicator/api.h"
@@ -24,11 +25,14 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "hxcomm's torch.distributed backend in C++.";
   py::module_::import("torch._C._distributed_c10d");  // knows the base class
   py::class_<ProcessGroup, c10d::Backend, c10::intrusive_ptr<ProcessGroup>>(m, "ProcessGroup")
-      .def(py::init([](int rank, int size, const py::capsule& api, const py::capsule& group, double timeout_s) {
+      .def(py::init([](int rank, int size, const py::capsule& api, const py::capsule& group, double timeout_s,
+                       ProcessGroup::Shrink shrink) {
              const auto timeout = std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1e3));
-             return c10::make_intrusive<ProcessGroup>(rank, size, api_from(api), group.get_pointer<void>(), timeout);
+             return c10::make_intrusive<ProcessGroup>(rank, size, api_from(api), group.get_pointer<void>(), timeout,
+                                                      std::move(shrink));
            }),
-           py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("api"), py::arg("group"), py::arg("timeout_s"));
+           py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("api"), py::arg("group"), py::arg("timeout_s"),
+           py::arg("shrink"));
   py::class_<NothingProcessGroup, c10d::Backend, c10::intrusive_ptr<NothingProcessGroup>>(m, "NothingProcessGroup")
       .def(py::init([](int rank, int size) { return c10::make_intrusive<NothingProcessGroup>(rank, size); }),
            py::kw_only(), py::arg("rank"), py::arg("size"));

@@ -39,12 +39,20 @@ std::vector<c10::IValue> event_inputs(c10::ArrayRef<Tensors> calls) {
 
 }  // namespace
 
-ProcessGroup::ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout)
-    : Backend(rank, size), api_(api), group_(api->retain(group)), timeout_(timeout) {}
+ProcessGroup::ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout,
+                           Shrink shrink)
+    : Backend(rank, size), api_(api), group_(api->retain(group)), timeout_(timeout), shrink_(std::move(shrink)) {}
 
 ProcessGroup::~ProcessGroup() {
   api_->leave(group_);
   api_->release(group_);
+}
+
+c10::intrusive_ptr<c10d::Backend> ProcessGroup::shrink(const std::vector<int64_t>& excluded, int flags,
+                                                       const c10::intrusive_ptr<Options>& options) {
+  constexpr int kAbort = 1;  // torch.distributed.distributed_c10d.SHRINK_ABORT
+  if (flags == kAbort) api_->abort(group_, "shrink_group() was called with SHRINK_ABORT");
+  return shrink_(excluded, options);
 }
 
 void ProcessGroup::refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::milliseconds timeout) {

@@ -18,8 +18,12 @@ namespace hxcomm::torch_glue {
 
 class ProcessGroup final : public c10d::Backend {
  public:
+  // Makes the process group of all ranks but the excluded ones (in order), with options or null.
+  using Shrink = std::function<c10::intrusive_ptr<Backend>(const std::vector<int64_t>& excluded,
+                                                           const c10::intrusive_ptr<Options>& options)>;
+
   // `api` and `group` come from the capsules of hxcomm._core; the group is retained.
-  ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout);
+  ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout, Shrink shrink);
   ~ProcessGroup() override;
 
   const std::string getBackendName() const override { return "hxcomm"; }
@@ -28,6 +32,11 @@ class ProcessGroup final : public c10d::Backend {
   uint64_t getSequenceNumberForGroup() override { return api_->sequence(group_); }
   void abort() override { api_->abort(group_, "abort() was called"); }
   void shutdown() override { api_->leave(group_); }
+  bool supportsShrinking() const override { return true; }
+  // Blocks until all that remain have called it. torch then destroys this one; what is pending here raises then, or with
+  // SHRINK_ABORT at once.
+  c10::intrusive_ptr<Backend> shrink(const std::vector<int64_t>& excluded, int flags,
+                                     const c10::intrusive_ptr<Options>& options) override;
 
   using WorkPtr = c10::intrusive_ptr<c10d::Work>;
   using List = std::vector<at::Tensor>;
@@ -82,6 +91,7 @@ class ProcessGroup final : public c10d::Backend {
   const Api* api_;
   void* group_;
   std::chrono::milliseconds timeout_;
+  Shrink shrink_;
   std::atomic<bool> coalescing_{false};
   std::mutex coalesced_mutex_;
   std::vector<WorkPtr> coalesced_;  // since startCoalescing()
