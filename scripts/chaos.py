@@ -3,11 +3,13 @@
     python scripts/chaos.py --minutes 5                    # op x world size x fault x point, pairwise sampled
     python scripts/chaos.py --minutes 5 --backend gloo     # the faults that need no point inside hxcomm
     python scripts/chaos.py --kills 1000                   # milliseconds from SIGKILL to exception, 8 ranks on 2 cores
+    python scripts/chaos.py --soak --minutes 60            # false alarms: nobody fails, but ranks are held up
 
 A case runs in fresh processes (forked from this one, which has imported torch and nothing else); a case that hangs is
 ended after WATCHDOG_S. Expected of the survivors: after kill, exit and exception all raise within BOUND_S, naming the
 rank and its signal; after stop the op's timeout ends it and names the stopped rank; stop300 (SIGSTOP for 300 ms) and
 gil (Python's lock held for 5 s) go unnoticed. Never a wrong result. A failing case prints a line that repeats it.
+A soak keeps 8 ranks on 2 cores in checked collectives and does the last two to them at random: no error may come of it.
 """
 
 from __future__ import annotations
@@ -337,6 +339,50 @@ def run_kills(kills: int, rank_count: int, seed: int, until: float) -> tuple[str
     return "\n".join(lines), rows
 
 
+def run_soak(rank_count: int, seed: int, seconds: float) -> tuple[str, int]:
+    """What a soak of `rank_count` ranks went through, and how many of them raised or did not end."""
+    rng = random.Random(seed)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    stops = 0
+
+    def disturb() -> bool:
+        nonlocal stops, next_stop
+        if not all(events(folder, rank) for rank in range(rank_count)):  # not before all are ready
+            return False
+        if time.monotonic() > next_stop:
+            victim = rng.choice(processes)
+            if victim.status is None:
+                os.kill(victim.pid, signal.SIGSTOP)
+                time.sleep(0.3)
+                os.kill(victim.pid, signal.SIGCONT)
+                stops += 1
+            next_stop = time.monotonic() + rng.uniform(0, 4)
+        return False
+
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder, next_stop = Path(name), 0.0
+        processes = [
+            start(rank, folder, lambda rank=rank: chaos_rank.run_soak(rank, rank_count, seconds, seed, folder))
+            for rank in range(rank_count)
+        ]
+        try:
+            wait(processes, seconds + 2 * chaos_rank.SOAK_TIMEOUT_S, until=disturb)
+            reports = [{event["event"]: event for event in events(folder, rank)} for rank in range(rank_count)]
+        finally:
+            end(processes)
+    done = [report["done"] for report in reports if "done" in report]
+    lines = [
+        f"{rank_count} ranks for {seconds / 60:g} minutes: {sum(each['calls'] for each in done)} calls, {stops} stops "
+        f"of 300 ms, the GIL held for {chaos_rank.GIL_HELD_S} s {sum(each['held'] for each in done)} times, "
+        f"{rank_count - len(done)} false alarms"
+    ]
+    for rank, report in enumerate(reports):
+        if "done" not in report:
+            last = report.get("wrong") or report.get("raised") or {"message": "did not end"}
+            lines.append(f"    rank {rank}: {last['message'][:600]}")
+    return "\n".join(lines), rank_count - len(done)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="hxcomm", help="hxcomm (default) or gloo")
@@ -345,6 +391,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", default="2,3,4,8", help="world sizes (default 2,3,4,8)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     parser.add_argument("--kills", type=int, default=0, help="measure so many kills at 8 ranks instead")
+    parser.add_argument("--soak", action="store_true", help="look for false alarms for --minutes, at 8 ranks")
     parser.add_argument("--case", help="op,ranks,fault,point,seed: repeat one")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     args = parser.parse_args()
@@ -374,6 +421,10 @@ def main() -> int:
         if args.json:
             args.json.write_text(json.dumps(rows))
         return 0 if all(row["rank"] and row["signal"] for row in rows) else 1
+    if args.soak:
+        shown, alarms = run_soak(max(args.world_sizes), args.seed, 60 * args.minutes)
+        print(shown)
+        return 1 if alarms else 0
     cases = args.cases_given or itertools.chain.from_iterable(
         sampled(seed, args.backend, args.world_sizes) for seed in itertools.count(args.seed)
     )

@@ -1,7 +1,8 @@
 """One rank of scripts/chaos.py: runs a stream of one collective, fails as its case says, and reports what it saw.
 
 A report is one JSON object a line in FOLDER/RANK: {"event": ..., "at": seconds of CLOCK_MONOTONIC, ...}. Events are
-`call` (about to issue call number `index`), `wrong` (a result was not the exact one), `raised`, `done` and `left`.
+`call` (about to issue call number `index`), `wrong` (a result was not the exact one), `raised`, `done` and `left`; of a
+soak, `ready` and `done` with its numbers of calls and of times that this rank held the GIL.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import datetime
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -25,6 +27,8 @@ CALLS = 6
 COUNTS = (7, 100_000)  # one window, and four of them
 GIL_HELD_S = 5
 START_TIMEOUT_S = 60.0
+SOAK_TIMEOUT_S = 120.0  # of an op: several ranks may hold their GIL or be stopped one after the other
+GIL_EVERY_S = 600.0  # at most so long between two times that a rank of a soak holds it
 EXIT_STATUS = 3  # of the fault `exit`, as the core's failpoint has it
 ACTIONS = {"kill": "kill", "exit": "exit", "exception": "throw", "stop": "stop", "stop300": "stop300"}
 
@@ -187,5 +191,35 @@ def run_until_killed(rank: int, world_size: int, waiting: bool, victim: int, fol
             dist.all_reduce(tensor)
         signal.pause()
     except dist.DistBackendError as error:
+        say("raised", kind=type(error).__name__, message=str(error))
+    dist.destroy_process_group()
+
+
+def run_soak(rank: int, world_size: int, seconds: float, seed: int, folder: Path) -> None:
+    """Every op in turn, checked, until rank 0 says that time is up; at random this rank holds its GIL meanwhile."""
+    say = reporter(folder, rank)
+    rng = random.Random(seed + rank)
+    join("hxcomm", rank, world_size, folder, SOAK_TIMEOUT_S)
+    say("ready")
+    ends_at = time.monotonic() + seconds
+    calls = held = 0
+    next_hold = time.monotonic() + rng.uniform(0, min(GIL_EVERY_S, seconds))
+    try:
+        while True:
+            for op in OPS:
+                issue(Case(op, world_size, "", "", 0, -1, "hxcomm", SOAK_TIMEOUT_S, seed), rank, calls)
+                calls += 1
+            if time.monotonic() > next_hold:
+                fail_now("gil")
+                held += 1
+                next_hold = time.monotonic() + rng.uniform(GIL_HELD_S, GIL_EVERY_S)
+            over = torch.tensor(time.monotonic() > ends_at)
+            dist.broadcast(over, 0)
+            if over:
+                break
+        say("done", calls=calls, held=held)
+    except WrongResultError as error:
+        say("wrong", message=str(error))
+    except Exception as error:
         say("raised", kind=type(error).__name__, message=str(error))
     dist.destroy_process_group()
