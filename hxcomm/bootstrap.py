@@ -2,13 +2,12 @@
 
 What comes out of the store is an untrusted hint: hellos have a strict schema and bounds, and membership is proved by
 the handshake (same user, nonce). Nothing here waits without a deadline. Knows nothing of torch: a store is anything
-with `set`, `get`, `add` and `wait`.
+with `set`, `get`, `add` and `check`.
 """
 
 from __future__ import annotations
 
 import atexit
-import datetime
 import os
 import secrets
 import socket
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgpack
 
@@ -27,7 +26,7 @@ from hxcomm import _core, environment
 # Address space, not memory: what is allocated in it is committed, the rest costs nothing.
 SEGMENT_BYTES = 16 << 30
 HANDSHAKE_TIMEOUT_MS = 10_000
-_WAIT_SLICE_S = 1.0  # between two looks at Ctrl-C and the deadline
+_LONGEST_PAUSE_S = 0.05  # between two looks for a key in the store
 _MAX_HELLO_BYTES = 4096
 _DECLINED = b"!"  # in front of the reason of a rank that cannot take part; no hello and no nonce begins so
 _SCHEMA = {
@@ -41,6 +40,7 @@ _SCHEMA = {
     "host_id": str,
 }
 
+_Answer = TypeVar("_Answer")
 Planner = Callable[[str, str, str, int, int], tuple["_core.Plan", int]]
 
 
@@ -50,7 +50,7 @@ class Store(Protocol):
     def set(self, key: str, value: str, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
     def add(self, key: str, amount: int, /) -> int: ...
-    def wait(self, keys: list[str], timeout: datetime.timedelta, /) -> None: ...
+    def check(self, keys: list[str], /) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -137,33 +137,38 @@ class _Rendezvous:
         self.deadline = time.monotonic() + timeout_s
         # A program may destroy its groups and make them again over the same store: the keys of the n-th time that this
         # rank comes here carry n, so the leftovers of an earlier incarnation are never read.
+        self.prefix = f"hxcomm/{self.ask(lambda: store.add(f'hxcomm/incarnations/{rank}', 1))}"
+
+    def ask(self, question: Callable[[], _Answer]) -> _Answer:
+        """A call of the store; where it fails, this rank cannot set up the group."""
         try:
-            self.prefix = f"hxcomm/{store.add(f'hxcomm/incarnations/{rank}', 1)}"
-        except RuntimeError as error:
+            return question()
+        except RuntimeError as error:  # torch's DistStoreError and DistNetworkError among them
             self.fail(f"the store does not answer: {str(error).splitlines()[0][:200]}")
 
     def publish(self, key: str, value: str) -> None:
-        self.store.set(f"{self.prefix}/{key}", value)
+        self.ask(lambda: self.store.set(f"{self.prefix}/{key}", value))
 
     def fetch(self, key: str, whose: int) -> bytes:
-        """Waits for a key until the deadline, and answers Ctrl-C meanwhile."""
+        """Waits for a key until the deadline, and answers Ctrl-C meanwhile.
+
+        It asks again and again: torch's stores cannot be interrupted while they wait, and TCPStore prints two warnings
+        whenever a wait for a key runs out.
+        """
         full = f"{self.prefix}/{key}"
-        while True:
+        pause_s = 0.0005
+        while not self.ask(lambda: self.store.check([full])):
+            if death := self.death_of(whose):
+                self.fail(death)
             remaining = self.deadline - time.monotonic()
-            try:
-                self.store.wait([full], datetime.timedelta(seconds=max(0.01, min(remaining, _WAIT_SLICE_S))))
-                value = self.store.get(full)
-                break
-            except RuntimeError as error:  # torch's DistStoreError and DistNetworkError among them
-                if death := self.death_of(whose):
-                    self.fail(death)
-                if remaining > 0 and "imeout" in str(error):
-                    continue
+            if remaining <= 0:
                 self.fail(
                     f"rank {whose} did not come within {self.timeout_s:g} s (it has not started, has failed, or makes "
-                    f"other groups in another order); the store says: {str(error).splitlines()[0][:200]}"
+                    "other groups in another order)"
                 )
-
+            time.sleep(min(pause_s, remaining))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        value = self.ask(lambda: self.store.get(full))
         if value.startswith(_DECLINED):
             self.fail(f"rank {whose} did not take part: {value[len(_DECLINED) :].decode(errors='replace')[:500]}")
         return value

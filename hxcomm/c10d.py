@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend as BackendBase
+from torch._C._distributed_c10d import PrefixStore
 
 from hxcomm import build_check
 
@@ -78,7 +79,7 @@ class _Membership:
         remaining = [rank for rank in range(self.world_size) if rank not in excluded]
         without = "-".join(map(str, excluded))
         return _Membership(
-            store=dist.PrefixStore(f"hxcomm/without/{without}", self.store),
+            store=PrefixStore(f"hxcomm/without/{without}", self.store),
             name=f"{self.name} without {without}",
             rank=remaining.index(self.rank),
             world_size=len(remaining),

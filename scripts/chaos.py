@@ -3,6 +3,8 @@
     python scripts/chaos.py --minutes 5                    # op x world size x fault x point, pairwise sampled
     python scripts/chaos.py --minutes 5 --backend gloo     # the faults that need no point inside hxcomm
     python scripts/chaos.py --kills 1000                   # milliseconds from SIGKILL to exception, 8 ranks on 2 cores
+    python scripts/chaos.py --aborts 200                   # milliseconds from abort() to the exceptions, likewise
+    python scripts/chaos.py --endings 5                    # how long programs take to end, however they do it
     python scripts/chaos.py --soak --minutes 60            # false alarms: nobody fails, but ranks are held up
 
 A case runs in fresh processes (forked from this one, which has imported torch and nothing else); a case that hangs is
@@ -17,20 +19,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import random
-import select
-import signal
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import chaos_rank
+from chaos_endings import run_endings
+from chaos_measure import run_aborts, run_kills, run_soak
+from chaos_processes import WATCHDOG_S, Process, end, events, start, wait
 from chaos_rank import OPS, Case
 
 WORLD_SIZES = (2, 3, 4, 8)
@@ -40,7 +41,6 @@ THROWING = ("before", "post", "staged", "arrived", "judged", "transfer", "publis
 BOUND_S = 2.0
 STOP_TIMEOUT_S = 3.0
 LONG_TIMEOUT_S = 12.0  # longer than BOUND_S and than the GIL is held: what comes sooner is no timeout
-WATCHDOG_S = 60.0
 
 
 @dataclass
@@ -55,70 +55,6 @@ class Outcome:
     signal_named: int = 0
     slowest_ms: float = 0.0
     problems: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Process:
-    """One forked rank. `status` is os.waitpid's as subprocess has it; `ended_at` by this process's clock."""
-
-    rank: int
-    pid: int
-    pidfd: int
-    status: int | None = None
-    ended_at: float = 0.0
-
-
-def start(rank: int, folder: Path, run: Callable[[], None]) -> Process:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            with (folder / f"{rank}.output").open("wb") as output:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-            run()
-            status = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return Process(rank, pid, os.pidfd_open(pid))
-
-
-def wait(processes: Sequence[Process], timeout_s: float, until: Callable[[], bool] = lambda: False) -> bool:
-    """Until all have ended (True), `until` holds (True), or time is up (False)."""
-    deadline = time.monotonic() + timeout_s
-    poll = select.poll()
-    by_fd = {process.pidfd: process for process in processes if process.status is None}
-    for fd in by_fd:
-        poll.register(fd, select.POLLIN)
-    while by_fd and not until():
-        if time.monotonic() > deadline:
-            return False
-        for fd, _ in poll.poll(20):
-            process = by_fd.pop(fd)
-            poll.unregister(fd)
-            process.ended_at = time.monotonic()
-            process.status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
-    return True
-
-
-def end(processes: Sequence[Process]) -> None:
-    """Kills what still runs, by its pid, and reaps it."""
-    for process in processes:
-        if process.status is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.status = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
-        os.close(process.pidfd)
-
-
-def events(folder: Path, rank: int) -> list[dict[str, Any]]:
-    path = folder / str(rank)
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def run_case(case: Case) -> Outcome:
@@ -283,106 +219,6 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def one_kill(rank_count: int, number: int, rng: random.Random) -> list[dict[str, Any]]:
-    """One SIGKILL among `rank_count` ranks: per survivor {"ms", "rank", "signal"}; ms None where it raised nothing."""
-    victim, waiting, delay_s = rng.randrange(rank_count), number % 2 == 1, rng.uniform(0.005, 0.05)
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
-        folder = Path(name)
-        processes = [
-            start(
-                rank,
-                folder,
-                lambda rank=rank: chaos_rank.run_until_killed(rank, rank_count, waiting, victim, folder),
-            )
-            for rank in range(rank_count)
-        ]
-        try:
-            wait(processes, WATCHDOG_S, until=lambda: all(events(folder, rank) for rank in range(rank_count)))
-            time.sleep(delay_s)
-            killed_at = time.monotonic()
-            os.kill(processes[victim].pid, signal.SIGKILL)
-            wait(processes, WATCHDOG_S)
-            rows = []
-            for rank in set(range(rank_count)) - {victim}:
-                error = next((event for event in events(folder, rank) if event["event"] == "raised"), None)
-                message = error["message"] if error else ""
-                rows.append(
-                    {
-                        "ms": 1e3 * (error["at"] - killed_at) if error else None,
-                        "rank": f"rank {victim} (" in message,
-                        "signal": "SIGKILL" in message,
-                        "waiting": waiting,
-                    }
-                )
-            return rows
-        finally:
-            end(processes)
-
-
-def run_kills(kills: int, rank_count: int, seed: int, until: float) -> tuple[str, list[dict[str, Any]]]:
-    rng = random.Random(seed)
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    os.sched_setaffinity(0, cores)
-    rows: list[dict[str, Any]] = []
-    done = 0
-    while done < kills and time.monotonic() < until:
-        rows += one_kill(rank_count, done, rng)
-        done += 1
-    times = sorted(row["ms"] for row in rows if row["ms"] is not None)
-    lines = [
-        f"{done} kills at {rank_count} ranks on {len(cores)} cores: {len(times)} of {len(rows)} survivors raised; "
-        f"{sum(row['rank'] for row in rows)} named the rank, {sum(row['signal'] for row in rows)} the signal"
-    ]
-    if len(times) > 1:
-        p99 = statistics.quantiles(times, n=100, method="inclusive")[98]
-        lines.append(f"ms from SIGKILL: p50 {statistics.median(times):.1f}, p99 {p99:.1f}, max {times[-1]:.1f}")
-    return "\n".join(lines), rows
-
-
-def run_soak(rank_count: int, seed: int, seconds: float) -> tuple[str, int]:
-    """What a soak of `rank_count` ranks went through, and how many of them raised or did not end."""
-    rng = random.Random(seed)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    stops = 0
-
-    def disturb() -> bool:
-        nonlocal stops, next_stop
-        if not all(events(folder, rank) for rank in range(rank_count)):  # not before all are ready
-            return False
-        if time.monotonic() > next_stop:
-            victim = rng.choice(processes)
-            if victim.status is None:
-                os.kill(victim.pid, signal.SIGSTOP)
-                time.sleep(0.3)
-                os.kill(victim.pid, signal.SIGCONT)
-                stops += 1
-            next_stop = time.monotonic() + rng.uniform(0, 4)
-        return False
-
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
-        folder, next_stop = Path(name), 0.0
-        processes = [
-            start(rank, folder, lambda rank=rank: chaos_rank.run_soak(rank, rank_count, seconds, seed, folder))
-            for rank in range(rank_count)
-        ]
-        try:
-            wait(processes, seconds + 2 * chaos_rank.SOAK_TIMEOUT_S, until=disturb)
-            reports = [{event["event"]: event for event in events(folder, rank)} for rank in range(rank_count)]
-        finally:
-            end(processes)
-    done = [report["done"] for report in reports if "done" in report]
-    lines = [
-        f"{rank_count} ranks for {seconds / 60:g} minutes: {sum(each['calls'] for each in done)} calls, {stops} stops "
-        f"of 300 ms, the GIL held for {chaos_rank.GIL_HELD_S} s {sum(each['held'] for each in done)} times, "
-        f"{rank_count - len(done)} false alarms"
-    ]
-    for rank, report in enumerate(reports):
-        if "done" not in report:
-            last = report.get("wrong") or report.get("raised") or {"message": "did not end"}
-            lines.append(f"    rank {rank}: {last['message'][:600]}")
-    return "\n".join(lines), rank_count - len(done)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="hxcomm", help="hxcomm (default) or gloo")
@@ -391,6 +227,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", default="2,3,4,8", help="world sizes (default 2,3,4,8)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     parser.add_argument("--kills", type=int, default=0, help="measure so many kills at 8 ranks instead")
+    parser.add_argument("--aborts", type=int, default=0, help="measure so many aborts at 8 ranks instead")
+    parser.add_argument("--endings", type=int, default=0, help="measure all endings of a program so many times")
     parser.add_argument("--soak", action="store_true", help="look for false alarms for --minutes, at 8 ranks")
     parser.add_argument("--case", help="op,ranks,fault,point,seed: repeat one")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
@@ -421,10 +259,15 @@ def main() -> int:
         if args.json:
             args.json.write_text(json.dumps(rows))
         return 0 if all(row["rank"] and row["signal"] for row in rows) else 1
-    if args.soak:
-        shown, alarms = run_soak(max(args.world_sizes), args.seed, 60 * args.minutes)
+    if args.aborts or args.endings or args.soak:
+        if args.endings:
+            shown, wrong = run_endings(args.endings)
+        elif args.aborts:
+            shown, wrong = run_aborts(args.aborts, max(args.world_sizes), args.seed)
+        else:
+            shown, wrong = run_soak(max(args.world_sizes), args.seed, 60 * args.minutes)
         print(shown)
-        return 1 if alarms else 0
+        return 1 if wrong else 0
     cases = args.cases_given or itertools.chain.from_iterable(
         sampled(seed, args.backend, args.world_sizes) for seed in itertools.count(args.seed)
     )

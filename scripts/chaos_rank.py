@@ -2,7 +2,7 @@
 
 A report is one JSON object a line in FOLDER/RANK: {"event": ..., "at": seconds of CLOCK_MONOTONIC, ...}. Events are
 `call` (about to issue call number `index`), `wrong` (a result was not the exact one), `raised`, `done` and `left`; of a
-soak, `ready` and `done` with its numbers of calls and of times that this rank held the GIL.
+soak, `ready` and `done` with its numbers of calls and of times that this rank held the GIL; of aborts, `aborts`.
 """
 
 from __future__ import annotations
@@ -193,6 +193,36 @@ def run_until_killed(rank: int, world_size: int, waiting: bool, victim: int, fol
     except dist.DistBackendError as error:
         say("raised", kind=type(error).__name__, message=str(error))
     dist.destroy_process_group()
+
+
+def run_aborts(rank: int, world_size: int, aborts: int, seed: int, folder: Path) -> None:
+    """A group for each abort: all but the last rank block in an all_reduce when a thread of rank 0 aborts."""
+    say = reporter(folder, rank)
+    rng = random.Random(seed)
+    for number in range(aborts):
+        own_folder = folder / f"group{number}"
+        own_folder.mkdir(exist_ok=True)
+        join("hxcomm", rank, world_size, own_folder, START_TIMEOUT_S)
+        dist.barrier()
+        store, group = dist.distributed_c10d._get_default_store(), dist.distributed_c10d._get_default_group()
+
+        def end(number: int = number, delay_s: float = rng.uniform(0.005, 0.05), group: Any = group) -> None:
+            time.sleep(delay_s)
+            say("aborts", number=number)
+            group.abort()
+
+        if rank == world_size - 1:
+            store.wait(["aborted"], datetime.timedelta(seconds=START_TIMEOUT_S))
+        elif rank == 0:
+            threading.Thread(target=end).start()
+        try:
+            dist.all_reduce(torch.zeros(64))
+        except dist.DistBackendError as error:
+            if rank < world_size - 1:
+                say("raised", number=number, kind=type(error).__name__, message=str(error))
+        if rank == 0:
+            store.set("aborted", "")
+        dist.destroy_process_group()
 
 
 def run_soak(rank: int, world_size: int, seconds: float, seed: int, folder: Path) -> None:

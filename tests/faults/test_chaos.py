@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chaos
 import pytest
 
 pytestmark = pytest.mark.ranks  # it starts ranks: not beside another test's
@@ -31,13 +32,13 @@ CASES = [
 ]
 
 
-def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CHAOS), *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S)
 
 
 def outcome_of(folder: Path, *arguments: str) -> tuple[Any, str, int]:
-    done = chaos(*arguments, f"--json={folder / 'outcomes.json'}")
+    done = run_chaos(*arguments, f"--json={folder / 'outcomes.json'}")
     return json.loads((folder / "outcomes.json").read_text()), done.stdout, done.returncode
 
 
@@ -50,17 +51,14 @@ def test_survivors_notice_a_failed_rank_and_nothing_else(case: str, tmp_path: Pa
         assert outcome["raised"] == outcome["named"] == outcome["survivors"]
 
 
-def test_every_pair_of_factors_occurs_in_the_sampled_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(CHAOS.parent))
-    import chaos as runner
-
-    seen = {(case.op, case.world_size, case.fault, case.point) for case in runner.sampled(3, "hxcomm", (2, 4))}
-    for op in runner.OPS:
-        for fault in runner.FAULTS:
+def test_every_pair_of_factors_occurs_in_the_sampled_cases() -> None:
+    seen = {(case.op, case.world_size, case.fault, case.point) for case in chaos.sampled(3, "hxcomm", (2, 4))}
+    for op in chaos.OPS:
+        for fault in chaos.FAULTS:
             assert any(each[0] == op and each[2] == fault for each in seen), (op, fault)
-    for fault in runner.FAULTS:
-        for point in runner.POINTS:
-            if runner.is_valid(fault, point, "all_reduce", "hxcomm"):
+    for fault in chaos.FAULTS:
+        for point in chaos.POINTS:
+            if chaos.is_valid(fault, point, "all_reduce", "hxcomm"):
                 assert any(each[2:] == (fault, point) for each in seen), (fault, point)
 
 
@@ -77,7 +75,19 @@ def test_kills_are_measured_and_all_named(tmp_path: Path) -> None:
     assert all(row["rank"] and row["signal"] and row["ms"] is not None for row in rows), printed
 
 
+def test_aborts_release_every_blocked_rank(tmp_path: Path) -> None:
+    done = run_chaos("--aborts=3", "--ranks=4")
+    assert done.returncode == 0 and "did not raise: 0\n" in done.stdout, done.stdout
+
+
+def test_ranks_that_are_held_up_for_a_moment_raise_nothing() -> None:
+    done = run_chaos("--soak", "--minutes=0.4", "--ranks=4", "--seed=1")
+    assert done.returncode == 0 and re.search(r" [1-9]\d* stops .* [1-9]\d* times, 0 false alarms", done.stdout), (
+        done.stdout
+    )
+
+
 @pytest.mark.parametrize("wrong", ["--case=all_reduce,2,melt,before,1", "--ranks=1,2", "--ranks=two"])
 def test_a_wrong_argument_is_refused(wrong: str) -> None:
-    done = chaos(wrong)
+    done = run_chaos(wrong)
     assert done.returncode == 2 and wrong.split("=")[0] in done.stdout

@@ -1,4 +1,4 @@
-"""Groups that are ended on purpose: abort() from any thread, destroy in any order, exits without it, and forks."""
+"""Groups that are ended on purpose: abort() from any thread, destroy while a peer is stopped, and forks."""
 
 from __future__ import annotations
 
@@ -93,52 +93,6 @@ def test_a_group_can_be_destroyed_while_a_peer_is_stopped(rank_pool: Pool) -> No
     texts = rank_pool(2).run(leave_a_stopped_peer, op_timeout_s=600)
     assert texts[0] == "left"
     assert texts[1].startswith("PeerFailedError") and "has left the group" in texts[1], texts[1]
-
-
-# --- how a program ends: silently, soon, with its own status ---
-
-PROGRAM = """
-import os, signal, sys
-import torch
-import torch.distributed as dist
-
-dist.init_process_group("hxcomm")
-pair = dist.new_group([0, 1])
-rank = dist.get_rank()
-for group in (None, pair):
-    dist.all_reduce(torch.ones(1000), group=group)
-    work = dist.all_reduce(torch.ones(300_000), group=group, async_op=True)
-    work.wait()
-dist.barrier()
-ENDING
-"""
-ENDINGS = {
-    "destroyed": ("dist.destroy_process_group()", 0),
-    "subgroup first": ("dist.destroy_process_group(pair); dist.destroy_process_group()", 0),
-    "one rank only": ("if rank == 0: dist.destroy_process_group()", 0),
-    "not destroyed": ("", 0),
-    "work outstanding": ("dist.all_reduce(torch.ones(10), async_op=True)", 0),
-    "exit in a thread's call": ("sys.exit(7)", 7),
-    "_exit": ("os._exit(5)", 5),
-    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM)", signal.SIGTERM),
-}
-
-
-@pytest.mark.parametrize("name", ENDINGS)
-def test_a_program_ends_silently_however_it_leaves_its_groups(run_ranks: Run, name: str, tmp_path: Path) -> None:
-    ending, status = ENDINGS[name]
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.replace("ENDING", ending))
-    printed = run_ranks(program, 2, expect={0: status, 1: status} if status else None)
-    assert printed == ["", ""]
-
-
-def test_a_program_that_raises_shows_its_own_traceback_and_nothing_else(run_ranks: Run, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.replace("ENDING", "raise ValueError('mine')"))
-    for text in run_ranks(program, 2, expect={0: 1, 1: 1}):
-        lines = [line.split(": ", 1)[1] for line in text.splitlines()]  # torch puts [rank0]: in front
-        assert lines[0].startswith("Traceback") and lines[-1] == "ValueError: mine" and len(lines) == 4, text
 
 
 # --- fork ---
