@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CATEGORIES = ("results", "semantics", "determinism", "point_to_point", "misuse", "failure")
+CATEGORIES = ("results", "semantics", "determinism", "point_to_point", "parallel", "misuse", "failure")
 
 Body = Callable[..., object]
 
