@@ -287,6 +287,8 @@ std::shared_ptr<Op> Group::post_message(std::shared_ptr<Op> op) {
     point_to_point_.post(op, &finished);
   } catch (const Error&) {
     own().flight.close(static_cast<uint64_t>(op->record), /*well=*/false, op->posted_ns);
+    complete(finished);
+    advance_in_background();  // a reply may be due
     throw;
   }
   complete(finished);

@@ -98,6 +98,7 @@ class Group : public std::enable_shared_from_this<Group> {
   };
   Awaited awaited_by(const Op& op) const;  // what an op that is blocked waits for
   void check_failures(Op& op, bool look_at_clock);
+  bool try_lock(std::mutex& mutex);
   bool spin();
   bool drive(const Op& op);
   void complete(Finished& finished);
@@ -134,6 +135,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::mutex queue_mutex_;
   std::deque<std::shared_ptr<Op>> queue_;
   std::atomic<int> posted_{0};
+  std::atomic<bool> passed_by_{false};  // a thread found a lock taken that it wanted to look at the peers with
 
   std::mutex driver_;                // held by the one thread that advances the head; the fields below are its
   std::vector<std::byte*> scratch_;  // where each rank's scratch of the head's parity lies

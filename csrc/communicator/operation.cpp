@@ -214,6 +214,9 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
       error = std::make_unique<Error>(e);
       // Whatever is not a mismatch leaves this rank in the middle of an operation: the group cannot go on.
       if (e.kind() != ErrorKind::mismatch) abort(AbortCause::called, config_.rank, e.message());
+    } catch (const std::exception& e) {  // out of memory, say: this may be the background thread
+      error = std::make_unique<Error>(ErrorKind::aborted, e.what());
+      abort(AbortCause::called, config_.rank, e.what());
     }
     end(*op, std::move(error));
     {

@@ -27,18 +27,31 @@ PointToPoint::PointToPoint(Group& group) : group_(group), channels_(static_cast<
 
 void PointToPoint::post(std::shared_ptr<Op> op, Finished* finished) {
   const std::lock_guard lock(mutex_);
+  // Under the lock, so that nothing is left pending after fail_all().
+  if (group_.own().abort.is_set()) throw *group_.failure(nullptr);
   const int peer = op->call.root;
-  if (op->call.op == OpCode::send) {
-    Channel& channel = channels_[static_cast<size_t>(peer)];
-    if (peer != group_.rank()) drain(peer, finished);  // it may have told us so while nothing was pending here
-    if (!channel.refused.empty())
-      throw Error(ErrorKind::mismatch,
-                  "an earlier send to this rank was not taken: " + std::exchange(channel.refused, {}));
-    channel.sends.push_back(std::move(op));
-  } else {
-    receives_.push_back(std::move(op));
-  }
+  if (peer != kAnySource) report_refused(peer, *op, finished);
   count(+1);
+  if (op->call.op == OpCode::send)
+    channels_[static_cast<size_t>(peer)].sends.push_back(std::move(op));
+  else if (!match_posted(op, finished))  // at once: no later message may come between
+    receives_.push_back(std::move(op));
+}
+
+// Throws where the peer, or this rank itself, has refused an eager send that had already ended well here.
+void PointToPoint::report_refused(int peer, const Op& op, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  // It may have told us so while nothing was pending here.
+  if (peer != group_.rank() && drain(peer, finished)) ring(peer);
+  if (channel.refused.empty()) return;
+  throw Error(ErrorKind::mismatch, "an earlier send to this rank was not taken: " + std::exchange(channel.refused, {}) +
+                                       " This call (" + state_of(op) +
+                                       ") only reports that: it was not begun and may be made again.");
+}
+
+void PointToPoint::ring(int peer) {
+  Doorbell::fence_after_publishing();
+  group_.peers_[static_cast<size_t>(peer)]->ring_if_asleep();
 }
 
 void PointToPoint::count(int pending) {
@@ -65,26 +78,24 @@ Packet& PointToPoint::slot(std::byte* segment, uint64_t ring_offset, uint64_t nu
 }
 
 bool PointToPoint::advance(Finished* finished, bool look_at_clock) {
-  const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || n_pending_ == 0) return false;
+  if (!group_.try_lock(mutex_)) return false;
+  const std::lock_guard lock(mutex_, std::adopt_lock);
+  if (n_pending_ == 0) return false;
   const size_t before = finished->size();
   bool moved = false;
   try {
     send_to_self(finished);
-    for (auto it = receives_.begin(); it != receives_.end();)
-      it = match_posted(*it, finished) ? receives_.erase(it) : std::next(it);
     for (int peer = 0; peer < group_.world_size(); ++peer) {
       if (peer == group_.rank()) continue;
       const bool drained = drain(peer, finished);
       const bool pumped = pump(peer, finished);
       if (!drained && !pumped) continue;
       moved = true;
-      Doorbell::fence_after_publishing();
-      group_.peers_[static_cast<size_t>(peer)]->ring_if_asleep();
+      ring(peer);
     }
     if (n_pending_ > 0 && look_at_clock) check_failures();
-  } catch (const Error& error) {
-    group_.abort(AbortCause::called, group_.rank(), error.message());
+  } catch (const std::exception& error) {  // out of memory, too: this may be the background thread
+    group_.abort(AbortCause::called, group_.rank(), error.what());
   }
   // After what could be moved: what arrived before the end of the group counts.
   if (n_pending_ > 0 && group_.own().abort.is_set()) drop_all(finished);
@@ -157,7 +168,7 @@ void PointToPoint::take(int peer, const Packet& packet, uint32_t payload_bytes, 
       std::string text(reinterpret_cast<const char*>(packet.payload), payload_bytes);
       const auto it = channel.announced.find(number);
       if (it == channel.announced.end()) {
-        channel.refused = std::move(text);  // it had been sent eagerly: told at the next send to this rank
+        refuse_sent(channel, number, std::move(text));
         return;
       }
       end(it->second, std::make_unique<Error>(ErrorKind::mismatch, std::move(text)), finished);
@@ -166,6 +177,20 @@ void PointToPoint::take(int peer, const Packet& packet, uint32_t payload_bytes, 
     }
   }
   throw corrupt("a packet of an unknown kind");
+}
+
+// The send had been eager and is over: its record says so at once, its user hears of it at the next call with that
+// rank.
+void PointToPoint::refuse_sent(Channel& channel, uint64_t message, std::string text) {
+  for (const auto& [number, record] : channel.sent_eagerly)
+    if (number == message) group_.own().flight.close(record, /*well=*/false, now_ns());
+  channel.refused = std::move(text);
+}
+
+void PointToPoint::end_eager(Channel& channel, const OpPointer& send, uint64_t message, Finished* finished) {
+  channel.sent_eagerly.emplace_back(message, static_cast<uint64_t>(send->record));
+  if (channel.sent_eagerly.size() > Flight::kRecords) channel.sent_eagerly.pop_front();
+  end(send, nullptr, finished);
 }
 
 void PointToPoint::arrive(int source, Message message, Finished* finished) {
@@ -210,7 +235,7 @@ void PointToPoint::deliver(int source, Message& message, const OpPointer& recv, 
     if (message.send)
       end(message.send, std::make_unique<Error>(ErrorKind::mismatch, text), finished);
     else if (source == group_.rank())
-      channel.refused = text;
+      refuse_sent(channel, message.number, text);
     else
       reply(channel, {PacketKind::refuse, message.number, text.substr(0, Packet::kPayloadBytes)});
     end(recv, std::make_unique<Error>(ErrorKind::mismatch, text), finished);
@@ -236,7 +261,7 @@ void PointToPoint::send_to_self(Finished* finished) {
     // As to a peer: a small send ends at once, a large one when it has been received.
     if (bytes_of(*send) <= Packet::kPayloadBytes) {
       message.payload.assign(memory_of(*send), memory_of(*send) + bytes_of(*send));
-      end(send, nullptr, finished);
+      end_eager(channel, send, message.number, finished);
     } else {
       message.send = send;
     }
@@ -289,7 +314,7 @@ bool PointToPoint::put_next(int peer, Packet& packet, Finished* finished) {
     packet.payload_bytes = eager ? static_cast<uint32_t>(nbytes) : 0;
     if (packet.payload_bytes > 0) std::memcpy(packet.payload, memory_of(*send), nbytes);
     if (eager)
-      end(send, nullptr, finished);
+      end_eager(channel, send, packet.message, finished);
     else
       channel.announced.emplace(packet.message, send);
     return true;
@@ -351,16 +376,18 @@ void PointToPoint::drop_all(Finished* finished) {
 
 bool PointToPoint::waits_in_vain(const Op& op) const {
   const auto gone = [this](int peer) {
-    if (peer == group_.rank()) return false;
     // Membership before the ring: a rank has put all it sent into its ring before it leaves.
     const bool left = !group_.control(peer).line.is_member(group_.config_.nonce);
     const uint64_t produced = group_.pair_line(peer, group_.rank()).packets_produced();
     return left && produced == channels_[static_cast<size_t>(peer)].consumed;
   };
-  if (op.call.root != kAnySource) return gone(op.call.root);
-  for (int peer = 0; peer < group_.world_size(); ++peer)
-    if (!gone(peer)) return false;
-  return true;
+  const int source = op.source != kAnySource ? op.source : op.call.root;  // of a recv whose message has been met
+  if (source == group_.rank()) return false;
+  if (source != kAnySource) return gone(source);
+  // This rank could still send to itself, but who has seen all others leave waits for one of them.
+  bool all = group_.world_size() > 1;
+  for (int peer = 0; all && peer < group_.world_size(); ++peer) all = peer == group_.rank() || gone(peer);
+  return all;
 }
 
 std::string PointToPoint::state_of(const Op& op) const {
@@ -375,9 +402,10 @@ void PointToPoint::check_failures() {
   const int64_t now = now_ns();
   for (const OpPointer& op : pending()) {
     if (waits_in_vain(*op)) {
-      const int peer = op->call.root == kAnySource ? group_.rank() : op->call.root;
+      const int source = op->source != kAnySource ? op->source : op->call.root;
+      const int peer = source == kAnySource ? group_.rank() : source;
       const std::string who =
-          op->call.root == kAnySource ? "every rank" : group_.config_.labels[static_cast<size_t>(peer)];
+          source == kAnySource ? "every other rank" : group_.config_.labels[static_cast<size_t>(peer)];
       group_.abort(AbortCause::peer_left, peer,
                    who + " has left the group (it destroyed it or ended), and " + state_of(*op) + " waits for it");
       return;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "communicator/call.h"
@@ -30,8 +31,9 @@ class PointToPoint {
  public:
   explicit PointToPoint(Group& group);
 
-  // Takes a send or a recv. Thread-safe. Throws Error{mismatch} where an earlier eager send to the same rank, which had
-  // already ended well here, met a receive that it did not fit. Ops that have ended are added to `finished`.
+  // Takes a send or a recv. Thread-safe. Throws the error that ended the group, or Error{mismatch} where an earlier
+  // eager send to the same rank, which had already ended well here, met a receive that it did not fit; the op is then
+  // not taken. Ops that have ended are added to `finished`, also where it throws.
   void post(std::shared_ptr<Op> op, std::vector<std::shared_ptr<Op>>* finished);
   // Moves packets both ways unless another thread is doing so. True when anything moved; ops that have ended are added
   // to `finished`.
@@ -78,9 +80,14 @@ class PointToPoint {
     std::deque<Stream> streams;
     std::list<Message> arrived;
     std::map<uint64_t, Incoming> incoming;
-    std::string refused;  // why an eager send that had ended was not taken
+    std::string refused;                                     // why an eager send that had ended was not taken
+    std::deque<std::pair<uint64_t, uint64_t>> sent_eagerly;  // the latest messages and their flight records
   };
 
+  void report_refused(int peer, const Op& op, Finished* finished);
+  void refuse_sent(Channel& channel, uint64_t message, std::string text);
+  void end_eager(Channel& channel, const OpPointer& send, uint64_t message, Finished* finished);
+  void ring(int peer);
   bool drain(int peer, Finished* finished);
   void take(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished);
   bool pump(int peer, Finished* finished);

@@ -140,10 +140,18 @@ void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
   if (op->error) throw *op->error;
 }
 
+// Where another thread holds the lock, that one may have looked just before what this one waits for came, and this one
+// may sleep next: it says that it was here, and the other, if it does not look again itself, rings when it is through.
+bool Group::try_lock(std::mutex& mutex) {
+  if (mutex.try_lock()) return true;
+  passed_by_.store(true);
+  return mutex.try_lock();
+}
+
 bool Group::try_advance(bool look_at_clock) {
   Finished finished;
   bool moved = false;
-  if (driver_.try_lock()) {
+  if (try_lock(driver_)) {
     moved = advance(&finished, look_at_clock);
     driver_.unlock();
   }
@@ -154,6 +162,7 @@ bool Group::try_advance(bool look_at_clock) {
 
 void Group::advance_in_background() {
   try_advance(false);
+  if (passed_by_.exchange(false)) endpoint_->ring_own_doorbell();
   if (has_posted()) progress_->wake_background();
 }
 

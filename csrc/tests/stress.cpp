@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
-#include <latch>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -291,7 +290,7 @@ void expect_end(Group& group, ErrorKind kind, const std::string& part) {
   }
 }
 
-void rank_main(const std::vector<Groups>& groups, size_t me, int steps, unsigned seed, std::latch& told) {
+void rank_main(const std::vector<Groups>& groups, size_t me, int steps, unsigned seed) {
   const Groups &first = groups[0], &second = groups[1], &third = groups[2], &pair = groups[3];
   std::thread other([&] {
     stream({third[me]}, steps, seed + 10);
@@ -304,11 +303,9 @@ void rank_main(const std::vector<Groups>& groups, size_t me, int steps, unsigned
     first[me]->abort(AbortCause::called, first[me]->rank(), "the end of the stress");
     run_operations(*second[me], 3);
     second[me]->leave();
-    told.wait();  // who has left is not quoted any more
   } else {
     expect_end(*first[me], ErrorKind::aborted, "the end of the stress");
     expect_end(*second[me], ErrorKind::peer_failed, "has left the group");
-    told.count_down();
   }
   for (const Groups& group : groups)
     if (group[me]) group[me]->leave();
@@ -321,12 +318,11 @@ void stress(size_t n, int steps, unsigned seed) {
   const std::vector<size_t> reversed(all.rbegin(), all.rend());
   std::vector<Groups> groups = {make_group(processes, all, "first"), make_group(processes, all, "second"),
                                 make_group(processes, reversed, "third"), make_group(processes, {0, n - 1}, "pair")};
-  std::latch told(static_cast<std::ptrdiff_t>(n) - 1);
   std::vector<std::thread> ranks;
   for (size_t me = 0; me < n; ++me)
     ranks.emplace_back([&, me] {
       try {
-        rank_main(groups, me, steps, seed, told);
+        rank_main(groups, me, steps, seed);
       } catch (const Error& error) {
         check(false, "no error at rank " + std::to_string(me) + ": " + error.message());
       }

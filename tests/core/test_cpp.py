@@ -1,4 +1,4 @@
-"""The C++ unit tests of the core and the transport: compiles each csrc/tests/*_test.cpp and runs it.
+"""The C++ unit tests of the core, the transport and the communicator: compiles each csrc/tests/*_test.cpp and runs it.
 
 A new one is found by its name. reduce_test.cpp has a file of its own (test_reduce.py): it needs the kernels at -O3.
 """
@@ -35,7 +35,7 @@ def run(*command: str | Path | None, timeout_s: float) -> str:
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources of core/ and transport/ in one static archive, from which the linker takes what a test needs."""
+    """All sources but the torch glue in one static archive, from which the linker takes what a test needs."""
     folder = tmp_path_factory.mktemp("cpp")
 
     def compiled(source: Path) -> Path:
@@ -43,7 +43,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(COMPILER, *FLAGS, f"-I{CSRC}", "-c", source, "-o", target, timeout_s=120)
         return target
 
-    sources = sorted(path for layer in ("core", "transport") for path in (CSRC / layer).glob("*.cpp"))
+    sources = sorted(path for layer in ("core", "transport", "communicator") for path in (CSRC / layer).glob("*.cpp"))
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
     run(ARCHIVER, "rcs", folder / "hxcomm.a", *objects, timeout_s=30)
