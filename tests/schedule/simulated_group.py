@@ -131,6 +131,7 @@ class Member:
         self.left = False
         self.gone = False
         self.aborting = 0  # threads of this process that are in abort()
+        self.is_moving: Callable[[], bool] = lambda: False  # has it messages that have not ended?
 
     def post(self, step: Step) -> Op:
         op = Op(step, step.calls[self.rank], step.buffers(self.rank))
@@ -291,7 +292,7 @@ class Member:
         self.left = True
         yield None
         self.group.aborted[self.rank] = True
-        yield lambda: not self.queue
+        yield lambda: not self.queue and not self.is_moving()
         if not self.group.faults.leave_amid_abort:
             # It may be about to set the word of a peer that, once we have left, need not wait to give its page back.
             yield lambda: self.aborting == 0
