@@ -112,7 +112,8 @@ def commands() -> dict[str, type[Command]]:
     return {"build_ext": BuildExtensions}
 
 
-if torch is None:
-    setup()
-else:
-    setup(ext_modules=extension_modules(), cmdclass=commands())
+if __name__ == "__main__":  # scripts/bench_safety.py reads the flags
+    if torch is None:
+        setup()
+    else:
+        setup(ext_modules=extension_modules(), cmdclass=commands())

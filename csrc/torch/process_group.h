@@ -33,8 +33,8 @@ class ProcessGroup final : public c10d::Backend {
   void abort() override { api_->abort(group_, "abort() was called"); }
   void shutdown() override { api_->leave(group_); }
   bool supportsShrinking() const override { return true; }
-  // Blocks until all that remain have called it. torch then destroys this one; what is pending here raises then, or with
-  // SHRINK_ABORT at once.
+  // Blocks until all that remain have called it. torch then destroys this one; what is pending here raises then, or
+  // with SHRINK_ABORT at once.
   c10::intrusive_ptr<Backend> shrink(const std::vector<int64_t>& excluded, int flags,
                                      const c10::intrusive_ptr<Options>& options) override;
 
