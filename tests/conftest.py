@@ -14,7 +14,8 @@ import pytest
 import ranks
 
 # No deadline: an example that takes 5 ms alone took 220 ms beside four ranks on two cores, and nothing was wrong.
-hypothesis.settings.register_profile("hxcomm", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("hxcomm", deadline=None, print_blob=True, report_multiple_bugs=False)
+hypothesis.settings.register_profile("deep", hypothesis.settings.get_profile("hxcomm"), max_examples=3000)
 hypothesis.settings.load_profile("hxcomm")
 # c10d's TCPStore asks for the name of each address that connects, ::ffff:127.0.0.1, which is in no hosts file. Where
 # the name server drops 1 question in 15, as one did, glibc waits 5 s before it asks again, and with it the test.
