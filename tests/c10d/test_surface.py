@@ -1,4 +1,4 @@
-"""The rest of torch.distributed's surface: lists, coalescing, sparse tensors, factors, profiler events, sizes."""
+"""What hxcomm makes of torch's calls, beyond results: factors, handles of every call, refusals, profiler events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import AllgatherOptions, AllreduceCoalescedOptions
-from torch_arrays import TORCH, from_torch, reduce_op_of, to_torch
+from torch_arrays import from_torch, reduce_op_of, to_torch
 
 import hxcomm
 from hxcomm.schedule import Location, Schedule, copy
@@ -36,13 +36,6 @@ def reduced(dtype: str, reduce_op: str, n: int, count: int, block: int = 0) -> e
 
 def equal(tensor: torch.Tensor, expected: exact.Array, what: str) -> None:
     np.testing.assert_array_equal(from_torch(tensor).reshape(-1), expected, err_msg=what)
-
-
-def start(issue: Callable[..., Any], async_op: bool) -> None:
-    """Calls issue(async_op=...) and waits, for a Work or (all_reduce_coalesced) for a Future."""
-    handle = issue(async_op=async_op)
-    if async_op:
-        handle.wait()
 
 
 # --- reduce ops ---
@@ -159,36 +152,6 @@ def test_an_algorithm_that_cannot_multiply_contributions_refuses_a_factor(run_ra
 # --- lists of tensors ---
 
 
-def unequal_gather(rank: int, n: int) -> None:
-    for dtype in TORCH:
-        for async_op in (False, True):
-            into = [torch.zeros(3 * r, 2, dtype=TORCH[dtype]) for r in range(n)]
-            mine = given(dtype, "sum", rank, 6 * rank).reshape(3 * rank, 2)
-            start(lambda async_op, into=into, mine=mine: dist.all_gather(into, mine, async_op=async_op), async_op)
-            for r in range(n):
-                equal(into[r], from_torch(given(dtype, "sum", r, 6 * r)), f"all_gather {dtype}, block {r}")
-
-
-def unequal_exchange(rank: int, n: int) -> None:
-    def block(source: int, target: int) -> torch.Tensor:
-        return torch.arange((source * 3 + 2 * target) % 5, dtype=torch.float64)[:, None].repeat(1, 3) + source + target
-
-    for async_op in (False, True):
-        sent = [block(rank, other) for other in range(n)]
-        got = [torch.zeros_like(block(other, rank)) for other in range(n)]
-        # Strided tensors among them.
-        got[0] = torch.zeros(*got[0].shape, 2, dtype=torch.float64)[..., 1]
-        start(lambda async_op, sent=sent, got=got: dist.all_to_all(got, sent, async_op=async_op), async_op)
-        for other in range(n):
-            assert torch.equal(got[other], block(other, rank))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("fn", [unequal_gather, unequal_exchange])
-def test_lists_may_hold_tensors_of_unequal_sizes(rank_pool: Pool, fn: Callable[..., None], world_size: int) -> None:
-    rank_pool(world_size).run(fn)
-
-
 def unequal_mistakes(rank: int, n: int) -> list[tuple[str, str]]:
     found = []
     calls = [
@@ -216,67 +179,6 @@ def test_sizes_that_do_not_fit_together_raise_on_every_rank(rank_pool: Pool) -> 
 
 
 # --- several tensors at a time ---
-
-
-def coalesced_calls(rank: int, n: int) -> None:
-    counts = (7, 0, 1021, 1)
-    for async_op in (False, True):
-        tensors = [given("int16", "bor", rank, count, i) for i, count in enumerate(counts)]
-        start(lambda async_op, t=tensors: dist.all_reduce_coalesced(t, dist.ReduceOp.BOR, async_op=async_op), async_op)
-        for i, count in enumerate(counts):
-            equal(tensors[i], reduced("int16", "bor", n, count, i), f"tensor {i}")
-        into = [[torch.zeros(count, dtype=torch.int64) for count in counts] for _ in range(n)]
-        mine = [given("int64", "sum", rank, count, i) for i, count in enumerate(counts)]
-        options = AllgatherOptions()
-        options.asyncOp = async_op
-        world_backend().allgather_coalesced(into, mine, options).wait()
-        for r in range(n):
-            for i, count in enumerate(counts):
-                equal(into[r][i], exact.numbers("int64", "sum", r, i, count), f"tensor {i} of rank {r}")
-    world_backend().allreduce_coalesced([]).wait()
-
-
-def managed(rank: int, n: int, device: torch.device | None) -> None:
-    for async_ops in (False, True):
-        sums = [given("float32", "sum", rank, count) for count in (5, 300_000)]
-        with dist._coalescing_manager(device=device, async_ops=async_ops) as manager:
-            for tensor in sums:
-                dist.all_reduce(tensor)
-        if async_ops:
-            manager.wait()
-        for tensor in sums:
-            equal(tensor, reduced("float32", "sum", n, tensor.numel()), "all_reduce")
-        whole = [torch.zeros(n, count, dtype=torch.int8) for count in (3, 33)]
-        with dist._coalescing_manager(device=device, async_ops=async_ops) as manager:
-            for each in whole:
-                dist.all_gather_into_tensor(each, given("int8", "sum", rank, each.shape[1]))
-        if async_ops:
-            manager.wait()
-        for each in whole:
-            for r in range(n):
-                equal(each[r], exact.numbers("int8", "sum", r, 0, each.shape[1]), "all_gather_into_tensor")
-        parts = [torch.zeros(count, dtype=torch.int64) for count in (4, 9)]
-        with dist._coalescing_manager(device=device, async_ops=async_ops) as manager:
-            for i, part in enumerate(parts):
-                blocks = [given("int64", "sum", rank, part.numel(), block) for block in range(n)]
-                dist.reduce_scatter_tensor(part, torch.stack(blocks) if i else torch.cat(blocks))
-        if async_ops:
-            manager.wait()
-        for part in parts:
-            equal(part, reduced("int64", "sum", n, part.numel(), rank), "reduce_scatter_tensor")
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_coalesced_calls_give_what_single_ones_give(rank_pool: Pool, world_size: int) -> None:
-    rank_pool(world_size).run(coalesced_calls)
-
-
-@pytest.mark.parametrize("device", [None, CPU], ids=["fast", "device"])
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_coalescing_manager_gives_what_single_calls_give(
-    rank_pool: Pool, world_size: int, device: torch.device | None
-) -> None:
-    rank_pool(world_size).run(managed, device)
 
 
 def joined_handle(rank: int, n: int) -> None:
@@ -361,23 +263,11 @@ def handles_of_every_call(rank: int, n: int) -> None:
         chained = work.get_future().then(lambda done: len(done.value()))
         assert chained.wait() == lengths[-1]
     assert lengths == [1, n, 1, 1, 1, n, 1, 0 if rank == 0 else 1, 0, 1, 2]
+    assert world_backend().allreduce_coalesced([]).wait()
 
 
 def test_every_calls_handle_has_its_result_and_a_future(rank_pool: Pool) -> None:
     rank_pool(2).run(handles_of_every_call)
-
-
-def failed_handles(rank: int, n: int) -> None:
-    work = dist.all_reduce(torch.ones(3 + rank), async_op=True)
-    with pytest.raises(dist.DistBackendError, match="different collectives"):
-        work.wait()
-    assert work.is_completed() and not work.is_success() and work.exception() is not None
-    with pytest.raises(Exception, match="different collectives"):
-        work.get_future().wait()
-
-
-def test_a_failed_calls_handle_keeps_its_error(rank_pool: Pool) -> None:
-    rank_pool(2).run(failed_handles)
 
 
 def events(rank: int, n: int) -> dict[str, Any]:
@@ -410,38 +300,7 @@ def test_the_profiler_shows_every_call_with_its_input_shapes(rank_pool: Pool) ->
         assert "hxcomm:all_reduce_sparse" in shapes
 
 
-# --- odd and large tensors ---
-
-
-def odd_tensors(rank: int, n: int) -> None:
-    leaf = torch.nn.Parameter(torch.full((4, 2), rank + 1.0))
-    with torch.no_grad():
-        work = dist.all_reduce(leaf[:, 0], async_op=True)  # copied back by whichever thread ends the call
-    work.wait()
-    assert (leaf[:, 0] == sum(range(1, n + 1))).all() and (leaf[:, 1] == rank + 1).all()
-    scalars = [torch.tensor(0.0) for _ in range(n)]
-    dist.all_gather(scalars, torch.tensor(float(rank)))
-    assert [each.item() for each in scalars] == list(range(n)) and scalars[0].dim() == 0
-    into = torch.zeros(n)
-    dist.all_gather_into_tensor(into, torch.tensor(float(rank)))
-    assert into.tolist() == list(range(n))
-    for nothing in ((0,), (3, 0, 2)):
-        dist.all_to_all([torch.empty(nothing) for _ in range(n)], [torch.empty(nothing) for _ in range(n)])
-        dist.all_reduce_coalesced([torch.empty(nothing), torch.empty(0)])
-        dist.reduce_scatter_tensor(torch.empty(0), torch.empty(0))
-        dist.all_gather_into_tensor(torch.empty(n, *nothing), torch.empty(nothing))
-    # Outputs stacked along a new dimension, and inputs that are strided.
-    stacked = torch.zeros(n, 2, 3)
-    dist.all_gather_into_tensor(stacked, torch.full((3, 2), float(rank)).t())
-    assert all((stacked[r] == r).all() for r in range(n))
-    part = torch.zeros(2, 3)
-    dist.reduce_scatter_tensor(part, torch.arange(n * 6.0).reshape(n, 2, 3))
-    assert torch.equal(part, n * torch.arange(n * 6.0).reshape(n, 2, 3)[rank])
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_scalars_empty_and_strided_tensors_are_normal_in_every_form(rank_pool: Pool, world_size: int) -> None:
-    rank_pool(world_size).run(odd_tensors)
+# --- large tensors ---
 
 
 def beyond_2_gib(rank: int, n: int) -> int:

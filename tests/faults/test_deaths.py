@@ -77,24 +77,6 @@ def test_survivors_raise_peer_failed_naming_rank_pid_and_signal(run_ranks: Run, 
         assert f"rank {n - 1 - turn} (host " in message and f"pid {pid})" in message and "SIGKILL" in message
 
 
-def survivors_all_raise(rank: int, world_size: int) -> str:
-    if rank == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        for _ in range(1000):
-            dist.all_reduce(torch.ones(10))
-    except dist.DistBackendError as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing was raised"
-
-
-def test_every_survivor_names_the_killed_rank(run_ranks: Run) -> None:
-    results = run_ranks(survivors_all_raise, 4, op_timeout_s=600, expect={2: signal.SIGKILL})
-    for rank in (0, 1, 3):
-        assert results[rank].startswith("PeerFailedError") and "rank 2 (host" in results[rank], results[rank]
-        assert "was killed by SIGKILL" in results[rank]
-
-
 def exit_in_the_middle(rank: int, world_size: int) -> str:
     dist.barrier()
     if rank == 1:
@@ -109,46 +91,6 @@ def exit_in_the_middle(rank: int, world_size: int) -> str:
 def test_an_exit_is_reported_with_its_status(run_ranks: Run) -> None:
     results = run_ranks(exit_in_the_middle, 2, op_timeout_s=600, expect={1: 3})
     assert results[0].startswith("PeerFailedError") and "exited with status 3" in results[0], results[0]
-
-
-def destroy_while_needed(rank: int, world_size: int) -> str:
-    dist.all_reduce(torch.ones(10))
-    if rank == 1:
-        dist.destroy_process_group()
-        return "left"
-    try:
-        dist.all_reduce(torch.ones(10))
-    except dist.DistBackendError as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing was raised"
-
-
-def test_a_rank_that_destroys_the_group_while_it_is_needed_is_named(rank_pool: Pool) -> None:
-    results = rank_pool(3).run(destroy_while_needed, op_timeout_s=600)
-    assert results[1] == "left"
-    for rank in (0, 2):
-        assert results[rank].startswith("PeerFailedError") and "rank 1 (host" in results[rank], results[rank]
-        assert "has left the group" in results[rank]
-
-
-def leave_cleanly_in_any_order(rank: int, world_size: int) -> None:
-    store = master_store()
-    for turn in range(world_size):
-        prefixed = dist.PrefixStore(f"turn {turn}", store)
-        dist.init_process_group("hxcomm", store=prefixed, rank=rank, world_size=world_size, timeout=NEVER)
-        tensor = torch.full((1000,), float(rank))
-        dist.all_reduce(tensor)
-        assert tensor[0] == sum(range(world_size))
-        # One after the other, in an order that rotates.
-        place = (rank + turn) % world_size
-        if place > 0:
-            store.wait([f"{turn}/{place - 1}"])
-        dist.destroy_process_group()
-        store.set(f"{turn}/{place}", "has left")
-
-
-def test_ranks_may_leave_in_any_order(rank_pool: Pool) -> None:
-    rank_pool(3).run(leave_cleanly_in_any_order, backend=None)
 
 
 # --- leftovers ---

@@ -92,7 +92,8 @@ def leave_a_stopped_peer(rank: int, world_size: int) -> str:
 def test_a_group_can_be_destroyed_while_a_peer_is_stopped(rank_pool: Pool) -> None:
     texts = rank_pool(2).run(leave_a_stopped_peer, op_timeout_s=600)
     assert texts[0] == "left"
-    assert texts[1].startswith("PeerFailedError") and "has left the group" in texts[1], texts[1]
+    assert texts[1].startswith("PeerFailedError") and "rank 0 (host" in texts[1], texts[1]
+    assert "has left the group" in texts[1]
 
 
 # --- fork ---

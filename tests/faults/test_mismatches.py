@@ -1,12 +1,10 @@
-"""Calls that differ or are refused, deadlines and abort(): every rank is told, and what goes on goes on."""
+"""Calls that differ or are refused, and deadlines: every rank is told, and what goes on goes on."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,7 +98,7 @@ def mismatched_through_async(rank: int, world_size: int) -> list[str]:
     names.append(raised_by(work.wait)[0])  # and again, whenever asked
     work = dist.all_reduce(torch.ones(8 + rank), async_op=True)
     names.append(raised_by(lambda: work.get_future().wait())[0])
-    assert work.is_completed() and not work.is_success()
+    assert work.is_completed() and not work.is_success() and work.exception() is not None
     group_works()
     return names
 
@@ -189,56 +187,3 @@ def test_a_timeout_names_the_missing_rank_and_ends_the_group_only(
         assert [name for name, _ in errors] == ["CommTimeoutError"] * 2, errors
     if how == "op":
         assert "waiting for rank 1 (host" in results[0][0][1] and "has not called it" in results[0][0][1]
-
-
-def polling_is_free(rank: int, world_size: int) -> None:
-    store = dist.distributed_c10d._get_default_store()
-    if rank == 0:
-        work = dist.all_reduce(torch.ones(8), async_op=True)
-        assert not work.is_completed()
-        store.set("polled", "")
-        work.wait()
-        assert work.is_completed() and work.is_success()
-    else:
-        store.wait(["polled"])
-        dist.all_reduce(torch.ones(8))
-
-
-def test_polling_an_unfinished_call_neither_blocks_nor_ends_it(rank_pool: Pool) -> None:
-    rank_pool(2).run(polling_is_free)
-
-
-# --- abort ---
-
-
-def abort_once_blocked() -> None:
-    while not Path(f"/proc/self/task/{os.getpid()}/syscall").read_text().startswith("202 "):  # futex
-        os.sched_yield()
-    dist.group.WORLD._get_backend(torch.device("cpu")).abort()
-
-
-def aborted_from_another_thread(rank: int, world_size: int, how: str) -> list[tuple[str, str]]:
-    store = dist.distributed_c10d._get_default_store()
-    if rank == 1:
-        store.wait(["aborted"])
-        return [raised_by(lambda: dist.all_reduce(torch.ones(8))) for _ in range(2)]
-    aborter = threading.Thread(target=abort_once_blocked)
-    if how == "async":
-        work = dist.all_reduce(torch.ones(8), async_op=True)
-        aborter.start()
-        errors = [raised_by(work.wait)]
-    else:
-        aborter.start()
-        errors = [raised_by(lambda: dist.all_reduce(torch.ones(8)))]
-    aborter.join()
-    store.set("aborted", "")
-    return [*errors, raised_by(lambda: dist.all_reduce(torch.ones(8)))]
-
-
-@pytest.mark.parametrize("how", ["sync", "async"])
-def test_abort_from_another_thread_releases_a_blocked_call(rank_pool: Pool, how: str) -> None:
-    results = rank_pool(2).run(aborted_from_another_thread, how, op_timeout_s=600)
-    for name, message in results[0]:
-        assert name == "AbortedError" and "abort() was called" in message, message
-    for name, message in results[1]:
-        assert name == "AbortedError" and "rank 0 (host" in message, message

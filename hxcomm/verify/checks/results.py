@@ -166,18 +166,21 @@ def rows(sender: int, receiver: int) -> int:
 
 @check(
     "results",
-    says="all_to_all_single takes input_split_sizes and output_split_sizes that differ from rank to rank",
-    cases=["all_to_all_single", "all_to_all"],
+    says="all_gather takes tensors, all_to_all_single input_split_sizes and output_split_sizes of unequal sizes",
+    cases=["all_to_all_single", "all_to_all", "all_gather"],
 )
 def uneven(context: Context, op: str) -> None:
     me, everyone = context.rank, range(context.world_size)
     sent = [block(me, rank, rows(me, rank)) for rank in everyone]
-    expected = [block(rank, me, rows(rank, me)) for rank in everyone]
+    receiver = 0 if op == "all_gather" else me  # what is gathered is the same for all
+    expected = [block(rank, receiver, rows(rank, receiver)) for rank in everyone]
     for later in (False, True):
+        output: torch.Tensor | None = None
+        parts = [context.on_device(torch.zeros_like(each)) for each in expected]
         if op == "all_to_all":
-            parts = [context.on_device(torch.zeros_like(each)) for each in expected]
             work = dist.all_to_all(parts, [context.on_device(each) for each in sent], async_op=later)
-            output = None
+        elif op == "all_gather":
+            work = dist.all_gather(parts, context.on_device(expected[me]), async_op=later)
         else:
             output = context.on_device(torch.zeros_like(torch.cat(expected)))
             counts = [len(each) for each in expected], [len(each) for each in sent]
@@ -223,6 +226,25 @@ def stream(context: Context, seed: int) -> None:
         call.verify(", async, at the end")
 
 
+@check(
+    "results",
+    says="A leaf that requires a gradient is written as any other tensor, and so is a part of it",
+    cases=["whole", "column"],
+    optional=lambda part: part != "whole",
+)
+def leaf(context: Context, part: str) -> None:
+    for later in (False, True):
+        parameter = torch.nn.Parameter(context.full(8, context.rank + 1.0).reshape(4, 2))
+        expected = parameter.detach().clone()
+        with torch.no_grad():
+            tensor, where = (parameter, expected) if part == "whole" else (parameter[:, 0], expected[:, 0])
+            where.fill_(sum(range(1, context.world_size + 1)))
+            work = dist.all_reduce(tensor, async_op=later)
+        if work is not None:
+            work.wait()
+        context.equal(parameter, expected, f"the {part} of a leaf")
+
+
 @check("results", says="The object collectives carry any picklable object", min_ranks=2)
 def objects(context: Context) -> None:
     def of(rank: int) -> dict[str, Any]:
@@ -264,7 +286,7 @@ def coalesced(context: Context, op: str) -> None:
 @check(
     "results",
     says="Functional collectives return a new tensor and leave their input alone",
-    cases=["all_reduce", "all_gather_tensor", "reduce_scatter_tensor", "broadcast"],
+    cases=["all_reduce", "all_gather_tensor", "reduce_scatter_tensor", "broadcast", "all_to_all_single"],
 )
 def functional_form(context: Context, op: str) -> None:
     group = dist.distributed_c10d._get_default_group()
@@ -278,8 +300,33 @@ def functional_form(context: Context, op: str) -> None:
         result, expected = functional.all_gather_tensor(mine, 0, group), torch.cat(everyone)
     elif op == "broadcast":
         result, expected = functional.broadcast(mine, context.last, group), everyone[-1]
+    elif op == "all_to_all_single":
+        result = functional.all_to_all_single(mine, None, None, group)
+        expected = torch.cat([each.chunk(context.world_size)[context.rank] for each in everyone])
     else:
         result = functional.reduce_scatter_tensor(mine, "sum", 0, group)
         expected = reduced(everyone, "sum").chunk(context.world_size)[context.rank]
     context.equal(result + 0, expected, op)  # what a functional collective returns waits when it is used
     context.equal(mine, everyone[context.rank], "input")
+
+
+@check(
+    "results",
+    says="Functional collectives of several tensors give what each gives alone",
+    cases=["all_gather_into_tensor", "reduce_scatter_tensor"],
+    optional=True,
+)
+def functional_coalesced(context: Context, op: str) -> None:
+    group = dist.distributed_c10d._get_default_group()
+    size = context.world_size
+    everyone = [[values(torch.float32, "sum", rank, n, (n * size, 3), 1) for n in (1, 5)] for rank in range(size)]
+    mine = [context.on_device(tensor) for tensor in everyone[context.rank]]
+    if op == "all_gather_into_tensor":
+        results = functional.all_gather_into_tensor_coalesced(mine, group)
+        expected = [torch.cat(list(tensors)) for tensors in zip(*everyone, strict=True)]
+    else:
+        results = functional.reduce_scatter_tensor_coalesced(mine, "sum", [0] * len(mine), group)
+        sums = [reduced(tensors, "sum") for tensors in zip(*everyone, strict=True)]
+        expected = [total.chunk(size)[context.rank] for total in sums]
+    for result, tensor in zip(results, expected, strict=True):
+        context.equal(result + 0, tensor, op)

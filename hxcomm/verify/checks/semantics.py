@@ -51,10 +51,20 @@ def async_returns_at_once(context: Context, op: str) -> None:
     call.verify()
 
 
-@check("semantics", says="is_completed() becomes true without anybody calling wait() (Work.is_completed)", min_ranks=2)
+@check(
+    "semantics",
+    says="is_completed() is false while a peer is missing, and becomes true without a wait() (Work.is_completed)",
+    min_ranks=2,
+)
 def completes_without_wait(context: Context) -> None:
     tensor = mine(context, 300_001)
+    if context.rank != 0:
+        context.await_key("polled")
     work = dist.all_reduce(tensor, async_op=True)
+    if context.rank == 0:
+        early = work.is_completed()
+        context.tell("polled")
+        context.expect(not early, "is_completed() is true before the others have called")
     context.until(work.is_completed, "is_completed() becoming true")
     work.wait()
     require_sum(context, tensor, "all_reduce")
@@ -174,17 +184,23 @@ def many_groups(context: Context) -> None:
 
 @check(
     "semantics",
-    says="Async collectives of different groups may be issued in a different order on each rank",
+    says="Async collectives of different groups may be issued in a different order on each rank, then a sync one",
     min_ranks=2,
 )
 def groups_in_different_orders(context: Context) -> None:
     groups = [context.new_group() for _ in range(4)]
     order = groups[context.rank % 4 :] + groups[: context.rank % 4]
-    tensors = [mine(context) for _ in order]
-    works = [dist.all_reduce(tensor, group=group, async_op=True) for tensor, group in zip(tensors, order, strict=True)]
-    for tensor, work in zip(tensors, works, strict=True):
-        work.wait()
-        require_sum(context, tensor, "all_reduce in one of four groups")
+    for count in (10, 5000, 300_001):
+        tensors = [mine(context, count) for _ in order]
+        works = [
+            dist.all_reduce(tensor, group=group, async_op=True)
+            for tensor, group in zip(tensors[:-1], order[:-1], strict=True)
+        ]
+        dist.all_reduce(tensors[-1], group=order[-1])  # every rank blocks in another group
+        for work in works:
+            work.wait()
+        for tensor in tensors:
+            require_sum(context, tensor, "all_reduce in one of four groups")
 
 
 @check(
