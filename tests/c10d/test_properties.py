@@ -36,7 +36,7 @@ def require(pool: Pool, program: programs.Program) -> None:
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_every_op_gives_the_exact_result_in_every_dtype(rank_pool: Pool, world_size: int) -> None:
     require(rank_pool, programs.sweep(world_size))
 
