@@ -22,7 +22,7 @@ ProcessGroup::WorkPtr ProcessGroup::recv(List& tensors, int from, int tag) {
 }
 
 ProcessGroup::WorkPtr ProcessGroup::recvAnysource(List& tensors, int tag) {
-  Tensors call(kRecv, "recv");
+  Tensors call(kRecv, "recvAnySource");  // as other backends call it in a profile
   call.set_any_peer(tag);
   call.add_one(tensors, /*output=*/true);
   return issue(OpType::RECVANYSOURCE, std::move(call), timeout_, /*async_op=*/true);

@@ -1,10 +1,9 @@
 #include "torch/process_group.h"
 
-#include <ATen/record_function.h>
-
 #include <algorithm>
 
 #include "torch/errors.h"
+#include "torch/event.h"
 #include "torch/work.h"
 
 namespace hxcomm::torch_glue {
@@ -29,12 +28,17 @@ const std::vector<at::Tensor>& only(const std::vector<std::vector<at::Tensor>>& 
 
 int64_t elements_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.numel() : 0; }
 
-std::string event_name(const Tensors& call) { return std::string("hxcomm:") + call.name(); }
+bool all_equal(const std::vector<at::Tensor>& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [&](const auto& each) { return elements_of(each) == elements_of(tensors[0]); });
+}
 
-std::vector<c10::IValue> event_inputs(c10::ArrayRef<Tensors> calls) {
-  std::vector<c10::IValue> inputs;
-  for (const Tensors& call : calls) inputs.insert(inputs.end(), call.inputs().begin(), call.inputs().end());
-  return inputs;
+Event begin_event_of(c10::ArrayRef<Tensors> calls) {
+  return begin_event(calls[0].name(), [calls] {
+    std::vector<c10::IValue> shown;
+    for (const Tensors& call : calls) shown.insert(shown.end(), call.shown().begin(), call.shown().end());
+    return shown;
+  });
 }
 
 }  // namespace
@@ -94,7 +98,7 @@ ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, Tensors&& call, std::chro
     calls.push_back(std::move(call));
     return issue(type, std::move(calls), timeout, async_op);
   }
-  RECORD_FUNCTION(event_name(call), event_inputs(call));
+  const Event event = begin_event_of(call);
   refuse_problems(call, timeout);
   run(call, timeout);
   return noted(c10::make_intrusive<Work>(getRank(), type, call.outputs()));
@@ -104,9 +108,11 @@ ProcessGroup::WorkPtr ProcessGroup::issue(OpType type, std::vector<Tensors> call
                                           bool async_op) {
   if (calls.empty()) return noted(c10::make_intrusive<Work>(getRank(), type, List{}));
   if (timeout == c10d::kUnsetTimeout) timeout = timeout_;
-  RECORD_FUNCTION(event_name(calls[0]), event_inputs(calls));
+  const Event event = begin_event_of(calls);
   refuse_problems(calls, timeout);
-  return start(c10::make_intrusive<Work>(getRank(), type, api_, group_, std::move(calls)), timeout, async_op);
+  auto work = c10::make_intrusive<Work>(getRank(), type, api_, group_, std::move(calls));
+  work->set_event(event);
+  return start(std::move(work), timeout, async_op);
 }
 
 void ProcessGroup::fill_all_reduce(Tensors& call, const at::Tensor& tensor, const c10d::ReduceOp& op) {
@@ -149,9 +155,7 @@ void ProcessGroup::add_one_per_rank(Tensors& call, const List& tensors, bool out
 }
 
 void ProcessGroup::fill_all_gather(Tensors& call, const List& outputs, const at::Tensor& input) const {
-  const bool equal = std::all_of(outputs.begin(), outputs.end(),
-                                 [&](const auto& each) { return elements_of(each) == elements_of(outputs[0]); });
-  if (equal) {
+  if (all_equal(outputs)) {
     call.add_input(input);
     add_one_per_rank(call, outputs, /*output=*/true);
     call.require_count(elements_of(input));

@@ -2,10 +2,10 @@
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 
 #include "torch/errors.h"
+#include "torch/event.h"
 #include "torch/process_group.h"
 #include "torch/work.h"
 
@@ -74,7 +74,7 @@ void store_sum(const at::Tensor& to, const std::vector<at::Tensor>& indices, con
 
 ProcessGroup::WorkPtr ProcessGroup::allreduce_sparse(List& tensors, const c10d::AllreduceOptions& options) {
   const at::Tensor tensor = tensors.size() == 1 ? tensors[0] : at::Tensor();
-  RECORD_FUNCTION("hxcomm:all_reduce_sparse", std::vector<c10::IValue>{tensor});
+  Event event = begin_event("all_reduce_sparse", [&] { return std::vector<c10::IValue>{tensor}; });
   const c10::NoGradGuard no_grad;
   const auto timeout = options.timeout == c10d::kUnsetTimeout ? timeout_ : options.timeout;
   Tensors sizes(kAllGather, "all_reduce_sparse");
@@ -113,6 +113,7 @@ ProcessGroup::WorkPtr ProcessGroup::allreduce_sparse(List& tensors, const c10d::
   auto work = c10::make_intrusive<Work>(getRank(), c10d::OpType::_ALLREDUCE_SPARSE, api_, group_, std::move(calls));
   work->set_finish({tensor},
                    [tensor, i = std::move(indices.whole), v = std::move(values.whole)] { store_sum(tensor, i, v); });
+  work->set_event(std::move(event));
   return start(std::move(work), timeout, options.asyncOp);
 }
 

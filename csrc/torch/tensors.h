@@ -56,8 +56,9 @@ class Tensors {
   void add_input_rows(const at::Tensor& tensor, const std::vector<int64_t>& rows);
   void add_output_rows(const at::Tensor& tensor, const std::vector<int64_t>& rows);
 
-  void set_uneven() { call_.uneven = 1; }  // an all_to_all whose blocks may differ in size by pair of ranks
-  void make_all_to_all() {                 // of that kind
+  // An all_to_all whose blocks may differ in size by pair of ranks, a reduce_scatter whose blocks differ by rank.
+  void set_uneven() { call_.uneven = 1; }
+  void make_all_to_all() {  // of that kind
     call_.op = kAllToAll;
     set_uneven();
   }
@@ -73,7 +74,8 @@ class Tensors {
   // Fills what stood behind temporaries. Throws what torch throws.
   void copy_back();
   const char* name() const { return name_; }
-  c10::ArrayRef<at::Tensor> inputs() const { return read_; }
+  // What the profiler shows the shapes of: inputs; of a recv, which has none, what it receives into.
+  c10::ArrayRef<at::Tensor> shown() const { return call_.op == kRecv ? results_ : read_; }
   std::vector<at::Tensor> outputs() const { return {results_.begin(), results_.end()}; }
 
  private:

@@ -1,5 +1,6 @@
 #include "torch/work.h"
 
+#include <ATen/ThreadLocalState.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/Exceptions.h>
@@ -48,6 +49,12 @@ void Work::set_finish(std::vector<at::Tensor> results, std::function<void()> fin
   finish_ = std::move(finish);
 }
 
+void Work::set_event(Event event) {
+  if (!event) return;
+  // The thread that ends the last call need not be profiled itself.
+  recordFunctionEndCallback_ = at::wrapPropagateTLSState([event = std::move(event)] { event->end(); });
+}
+
 void Work::post(std::chrono::milliseconds timeout) {
   running_.store(static_cast<int>(calls_.size()));
   ops_.reserve(calls_.size());
@@ -82,6 +89,7 @@ void Work::call_ended(int kind, const char* message) {
   }
   if (running_.fetch_sub(1) != 1) return;
   store_results();
+  if (recordFunctionEndCallback_) std::exchange(recordFunctionEndCallback_, nullptr)();
   ended_.store(true, std::memory_order_release);
   if (const std::exception_ptr error = exception())
     future_->setError(error);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "communicator/api.h"
+#include "torch/event.h"
 #include "torch/tensors.h"
 
 namespace hxcomm::torch_glue {
@@ -26,6 +27,7 @@ class Work final : public c10d::Work {
   // What remains to be done when all calls have ended well, before the Work has; and what it then yields. Before
   // post().
   void set_finish(std::vector<at::Tensor> results, std::function<void()> finish);
+  void set_event(Event event);                   // ends with the last call; before post()
   void post(std::chrono::milliseconds timeout);  // throws what posting throws
 
   bool isCompleted() override;

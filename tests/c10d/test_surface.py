@@ -300,6 +300,35 @@ def test_the_profiler_shows_every_call_with_its_input_shapes(rank_pool: Pool) ->
         assert "hxcomm:all_reduce_sparse" in shapes
 
 
+def events_of_messages(rank: int, n: int) -> dict[str, Any]:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        if rank == 0:
+            dist.send(torch.ones(3), 1)
+            dist.send(torch.ones(5), 1)
+        else:
+            dist.recv(torch.ones(3), 0)
+            dist.recv(torch.ones(5))
+        tensor = torch.ones(7)
+        work = dist.all_reduce(tensor, async_op=True)
+        while not work.is_completed():  # ends in the background thread, which is not profiled itself
+            pass
+    return {
+        each.name: (each.input_shapes, each.is_async) for each in profiler.events() if each.name.startswith("hxcomm:")
+    }
+
+
+def test_the_profiler_shows_messages_and_calls_that_nobody_waits_for(rank_pool: Pool) -> None:
+    sender, receiver = rank_pool(2).run(events_of_messages)
+    assert sender == {"hxcomm:send": ([[5]], True), "hxcomm:all_reduce": ([[7]], True)}
+    assert receiver == {
+        "hxcomm:recv": ([[3]], True),
+        "hxcomm:recvAnySource": ([[5]], True),
+        "hxcomm:all_reduce": ([[7]], True),
+    }
+
+
 # --- large tensors ---
 
 
