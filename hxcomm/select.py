@@ -40,10 +40,11 @@ _selectors: list[Selector] = []
 def register_selector(selector: Selector) -> Selector:
     """Asks `selector(op, nbytes, dtype, layout, chip)` before the built-in choice; usable as a decorator.
 
-    `nbytes` are of one block of the call (0 for all_to_all, whose counts may differ by rank), `chip` is None outside
-    simulation. It returns the name of an algorithm of that op, or None to leave the choice to the next one. Every rank
-    must register the same selectors before it makes a group, and they may depend on nothing else than their arguments:
-    ranks that choose differently raise MismatchError. The answer is kept for each (op, dtype, reduce op, root, nbytes).
+    `nbytes` are of one block of the call (0 for all_to_all and for a reduce_scatter of an uneven list, whose counts
+    differ by rank), `chip` is None outside simulation. It returns the name of an algorithm of that op, or None to leave
+    the choice to the next one. Every rank must register the same selectors before it makes a group, and they may depend
+    on nothing else than their arguments: ranks that choose differently raise MismatchError. The answer is kept for each
+    (op, dtype, reduce op, root, nbytes).
     """
     _selectors.append(selector)
     return selector

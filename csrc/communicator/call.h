@@ -82,7 +82,7 @@ struct Call {
   ReduceOp reduce_op = ReduceOp::sum;  // of ops that reduce
   double factor = 1;                   // PREMUL_SUM: of this rank; it may differ by rank
   DeviceKind device = DeviceKind::cpu;
-  bool uneven = false;  // all_to_all with counts that differ by pair; compared pair by pair from the descriptors
+  bool uneven = false;  // counts differ by pair (all_to_all) or rank (reduce_scatter); compared from the descriptors
   int32_t root = -1;    // of a send or recv: the peer, -1 for any source
   int32_t tag = 0;      // of a send or recv
   uint64_t count = 0;   // elements of one block, equal on every rank (0 where uneven)

@@ -96,8 +96,12 @@ void write_descriptor(Descriptor& d, const Op& op, int world_size) {
   d.plan_hash = op.choice.plan->hash;
   if (call.uneven) {
     uint64_t* counts = extents_at(d);
-    for (int r = 0; r < world_size; ++r) counts[r] = call.input[static_cast<size_t>(r)].count;
-    for (int r = 0; r < world_size; ++r) counts[world_size + r] = call.output[static_cast<size_t>(r)].count;
+    const auto put_counts = [&](const Blocks& blocks, uint64_t* to) {
+      const size_t n = std::min(blocks.size(), static_cast<size_t>(world_size));
+      for (size_t r = 0; r < n; ++r) to[r] = blocks[r].count;
+    };
+    put_counts(call.input, counts);
+    put_counts(call.output, counts + world_size);
   }
 }
 
@@ -136,9 +140,33 @@ std::string mismatch_table(Control* const* controls, int world_size, uint64_t se
          "root.";
 }
 
+namespace {
+
+// Every rank must share out its contribution in the same way.
+std::string compare_parts(Control* const* controls, int world_size, uint64_t sequence,
+                          const std::vector<std::string>& labels, uint64_t* longest) {
+  const auto part = [&](int rank, int i) {
+    return extents_at(descriptor_at(*controls[rank], world_size, sequence))[i];
+  };
+  for (int i = 0; i < world_size; ++i) {
+    *longest = std::max(*longest, part(0, i));
+    for (int rank = 1; rank < world_size; ++rank)
+      if (part(rank, i) != part(0, i))
+        return "the parts of reduce_scatter #" + std::to_string(sequence) + " differ between ranks: input " +
+               std::to_string(i) + " has " + std::to_string(part(0, i)) + " elements on " + labels[0] + " and " +
+               std::to_string(part(rank, i)) + " on " + labels[static_cast<size_t>(rank)] +
+               "; nothing was sent and the group stays usable. The lists of inputs must be alike on every rank.";
+  }
+  return "";
+}
+
+}  // namespace
+
 std::string compare_uneven(Control* const* controls, int world_size, uint64_t sequence,
                            const std::vector<std::string>& labels, uint64_t* longest) {
   *longest = 0;
+  if (descriptor_at(*controls[0], world_size, sequence).op == static_cast<uint8_t>(OpCode::reduce_scatter))
+    return compare_parts(controls, world_size, sequence, labels, longest);
   const auto counts = [&](int rank) { return extents_at(descriptor_at(*controls[rank], world_size, sequence)); };
   for (int from = 0; from < world_size; ++from)
     for (int to = 0; to < world_size; ++to) {

@@ -31,7 +31,8 @@ struct Descriptor {
   int64_t shape[kMaxDims];
   char algorithm[32];
   char text[kTextBytes];  // why the call was refused
-  // Behind it, for uneven calls: uint64_t input_counts[world_size], output_counts[world_size].
+  // Behind it, for uneven calls: uint64_t input_counts[world_size], output_counts[world_size] (a reduce_scatter has one
+  // output and sets the first of them).
 };
 
 // Which group a control page belongs to, for whoever looks at it from outside (core/directory.h). Written by its rank
@@ -82,8 +83,8 @@ uint64_t fingerprint(const Op& op, bool with_shape);
 std::string mismatch_table(Control* const* controls, int world_size, uint64_t sequence,
                            const std::vector<std::string>& labels);
 
-// Checks the counts of an uneven all_to_all of all ranks against each other. Returns "" and the largest count, or the
-// text of the mismatch.
+// Checks the counts of an uneven all_to_all or reduce_scatter of all ranks against each other. Returns "" and the
+// largest count, or the text of the mismatch.
 std::string compare_uneven(Control* const* controls, int world_size, uint64_t sequence,
                            const std::vector<std::string>& labels, uint64_t* longest);
 

@@ -225,9 +225,19 @@ ProcessGroup::WorkPtr ProcessGroup::reduce_scatter(List& outputs, std::vector<Li
   Tensors call(kReduceScatter, "reduce_scatter");
   const at::Tensor& output = only(outputs, call);
   call.add_output(output);
-  add_one_per_rank(call, only(inputs, call), /*output=*/false);
+  const List& parts = only(inputs, call);
+  add_one_per_rank(call, parts, /*output=*/false);
   call.set_reduce_op(options.reduceOp);
-  call.require_count(elements_of(output));
+  // Equal parts are the common case, whose count the fingerprint holds: a rank with unequal ones is a mismatch to them.
+  if (all_equal(parts)) {
+    call.require_count(elements_of(output));
+  } else {
+    call.set_uneven();
+    const auto own = static_cast<size_t>(getRank());
+    if (own < parts.size() && elements_of(parts[own]) != elements_of(output))
+      call.fail("this is rank " + std::to_string(own) + " with an output of " + std::to_string(elements_of(output)) +
+                " elements, but input " + std::to_string(own) + " has " + std::to_string(elements_of(parts[own])));
+  }
   return issue(OpType::REDUCE_SCATTER, std::move(call), options.timeout, options.asyncOp);
 }
 
