@@ -211,7 +211,7 @@ std::unique_ptr<Error> Group::failure(const Op* op) const {
            config_.labels[static_cast<size_t>(config_.rank)] + " ended: " + text;
   text += ". Group '" + config_.name + "' is closed: ";
   text += abort_cause(word) == AbortCause::timeout
-              ? "find out what the ranks it waited for were doing, or create the group with a longer timeout."
+              ? "find out what the ranks it waited for were doing, or create the group with a timeout longer than that."
               : "destroy it and, with the ranks that remain, create a new one.";
   if (!config_.dump_folder.empty() && abort_cause(word) != AbortCause::left) text += dump(text);
   return std::make_unique<Error>(kind_of(abort_cause(word)), text);
