@@ -19,7 +19,7 @@ from hxcomm.schedule.ops import OPS
 from hxcomm.select import Layout, Planner
 
 TIMEOUT_S = 30.0
-JOIN_S = 150.0
+JOIN_S = 170.0
 _SEGMENT = 64 << 20  # address space of one rank
 _nonces = iter(range(1, 1 << 30))
 
