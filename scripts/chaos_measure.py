@@ -43,10 +43,15 @@ def percentiles(times_ms: Sequence[float]) -> str:
 
 
 def left_behind() -> set[str]:
-    """What a killed process could leave on the machine: files in /dev/shm, and sockets of hxcomm's name."""
+    """What dead processes could leave: files in /dev/shm, and sockets of hxcomm's name that no process has open."""
     shm = Path("/dev/shm")
     files = {str(path) for path in shm.iterdir()} if shm.is_dir() else set()
-    return files | {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "hxcomm" in line}
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines() if "hxcomm" in line]
+    open_sockets = set()
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            open_sockets.add(str(path.readlink()))
+    return files | {words[-1] for words in sockets if f"socket:[{words[6]}]" not in open_sockets}
 
 
 def one_kill(rank_count: int, number: int, rng: random.Random) -> list[dict[str, Any]]:

@@ -146,6 +146,7 @@ def join(backend: str, rank: int, world_size: int, folder: Path, timeout_s: floa
     """Makes the process group, once every rank's process is there: its timeout is the ops' own."""
     parent_died = signal.SIGKILL
     ctypes.CDLL(None).prctl(1, parent_died)  # PR_SET_PDEATHSIG: nothing outlives a killed runner
+    torch.set_num_threads(1)  # as torchrun does: 8 ranks' OpenMP teams on 2 cores spend seconds in their barriers
     store = dist.FileStore(str(folder / "store"), world_size)
     store.set(f"here/{rank}", "")
     store.wait([f"here/{each}" for each in range(world_size)], datetime.timedelta(seconds=START_TIMEOUT_S))

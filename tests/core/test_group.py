@@ -160,6 +160,34 @@ def test_the_executor_gives_the_bits_of_the_numpy_interpreter(op: str, algorithm
         assert native[0] == native[1] == native[2], "ranks got different bits"
 
 
+IN_RANK_ORDER = [
+    ("all_reduce", "one_shot"),
+    ("all_reduce", "two_shot"),
+    ("reduce", "direct"),
+    ("reduce_scatter", "direct"),
+]
+
+
+@pytest.mark.parametrize(("op", "algorithm"), IN_RANK_ORDER)
+def test_the_bits_are_the_same_in_windows_of_any_size(op: str, algorithm: str) -> None:
+    n, count = 3, 3001
+
+    def run(rank: int, group: _core.Group) -> list[bytes]:
+        results = []
+        for dtype in ("float32", "float64", "bfloat16", "float16", "complex64"):
+            given = [random_bits(dtype, rank + block, count) for block in range(n if op == "reduce_scatter" else 1)]
+            taken = given if OPS[op].in_place else [np.zeros_like(given[0])]
+            group.run(call(op, dtype, given, taken, root=1, count=count))
+            results.append(taken[0].tobytes())
+        return results
+
+    by_window = []
+    for window_bytes in (512, 4096, 1 << 20):
+        with ThreadRanks(n, algorithms={op: algorithm}, window_bytes=window_bytes) as ranks:
+            by_window.append(ranks.each(run))
+    assert by_window[0] == by_window[1] == by_window[2]
+
+
 def test_sequence_numbers_cross_32_bits() -> None:
     with ThreadRanks(3, first_sequence=2**32 - 5) as ranks:
         for _ in range(12):
