@@ -7,11 +7,20 @@ imported only when an error is raised or a torch front end is in use.
 
 from __future__ import annotations
 
+import re
+
 from torch.distributed import DistBackendError
 
 
 class PeerFailedError(DistBackendError):
     """A peer died, or left the group, while this rank needed it. The group is closed on every rank."""
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that failed, in the numbering of its group: what `shrink_group` takes. None: no single one."""
+        # The core throws text only; its messages begin "OP #41 on rank 0 (host a, pid 1) ended: rank 3 (host a, ...".
+        found = re.search(r"(?:^|ended: )rank (\d+) \(", str(self))
+        return int(found[1]) if found else None
 
 
 class MismatchError(DistBackendError):

@@ -31,11 +31,11 @@ def shrink_after_deaths(rank: int, world_size: int, victims: list[int]) -> tuple
         total()
         if rank == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        with pytest.raises(hxcomm.PeerFailedError, match="killed by SIGKILL"):
+        with pytest.raises(hxcomm.PeerFailedError, match="killed by SIGKILL") as caught:
             while True:
                 total()
-        gone = dist.get_process_group_ranks(dist.group.WORLD).index(number)
-        shrink_group([gone])
+        assert caught.value.rank == dist.get_process_group_ranks(dist.group.WORLD).index(number)
+        shrink_group([caught.value.rank])
     pair = dist.new_group([0, 1])
     return dist.get_rank(), dist.get_world_size(), total(), total(pair) if dist.get_rank() < 2 else 0.0
 
