@@ -41,7 +41,7 @@ _SCHEMA = {
 }
 
 _Answer = TypeVar("_Answer")
-Planner = Callable[[str, str, str, int, int], tuple["_core.Plan", int]]
+Planner = Callable[..., tuple["_core.Plan", int]]  # hxcomm.select.Planner
 
 
 class Store(Protocol):

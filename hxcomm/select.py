@@ -72,7 +72,7 @@ class Planner:
     group: str
     overrides: Mapping[str, str]
     segment_bytes: int = SEGMENT_BYTES
-    _plans: dict[tuple[str, str, int], _core.Plan] = field(default_factory=dict)
+    _plans: dict[tuple[str, str, int, bool], _core.Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for op, algorithm in self.overrides.items():
@@ -101,16 +101,19 @@ class Planner:
                 return name, f"the selector {getattr(selector, '__name__', selector)!r}"
         return default_algorithm(op, nbytes, self.layout)
 
-    def plan(self, op: str, algorithm: str, root: int) -> _core.Plan:
+    def plan(self, op: str, algorithm: str, root: int, mapped: bool) -> _core.Plan:
         """The compiled plan of this rank; compiled once."""
-        key = (op, algorithm, root)
+        key = (op, algorithm, root, mapped)
         if key not in self._plans:
             schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None)
-            compiled = compile_plan(schedule, self.rank)
+            compiled = compile_plan(schedule, self.rank, private=not mapped)
             self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)
         return self._plans[key]
 
-    def __call__(self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int) -> tuple[_core.Plan, int]:
+    def __call__(
+        self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int, mapped: bool = False
+    ) -> tuple[_core.Plan, int]:
+        """`mapped`: peers reach the tensors of the call, so the plan touches them; else it goes through scratch."""
         algorithm, why = self.choose(op, nbytes, dtype)
         if "algo" in environment.DEBUG.get():
             print(
@@ -118,4 +121,4 @@ class Planner:
                 file=sys.stderr,
                 flush=True,
             )
-        return self.plan(op, algorithm, root), self.segment_bytes
+        return self.plan(op, algorithm, root, mapped), self.segment_bytes

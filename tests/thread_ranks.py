@@ -6,6 +6,7 @@ rank that was missed in it, not a hung test.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -35,6 +36,7 @@ def call(
     count: int | None = None,
     uneven: bool = False,
     factor: float = 1.0,
+    device: str = "cpu",
     timeout_s: float = TIMEOUT_S,
 ) -> _core.Call:
     """A Call on arrays, which must outlive it. `count` is that of the first block where it is left out."""
@@ -49,8 +51,30 @@ def call(
         count=count if count is not None else (blocks[0].size if blocks and not uneven else 0),
         uneven=uneven,
         factor=factor,
+        device=device,
         timeout_s=timeout_s,
     )
+
+
+class HxMemory:
+    """Arrays in a rank's segment, which its peers reach: memory of device hx. All together at most `nbytes`."""
+
+    def __init__(self, runtime: _core.Runtime, nbytes: int = 4 << 20) -> None:
+        address = runtime.allocate(nbytes)
+        self.nbytes, self._used = nbytes, 0
+        self._bytes = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+
+    def clear(self) -> None:
+        self._used = 0
+
+    def place(self, array: Array) -> Array:
+        """A copy of an array, at a cache line."""
+        at = self._used
+        self._used = (at + array.nbytes + 63) // 64 * 64
+        assert self._used <= self.nbytes, "an HxMemory is full"
+        placed: Array = self._bytes[at : at + array.nbytes].view(array.dtype)
+        placed[:] = array
+        return placed
 
 
 class ThreadRanks:

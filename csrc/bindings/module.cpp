@@ -58,7 +58,10 @@ Planner planner_from(py::function function) {
     const py::gil_scoped_acquire gil;
     try {
       const py::object answer =
-          (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes);
+          key.mapped
+              ? (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes,
+                        py::arg("mapped") = true)
+              : (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes);
       const auto pair = answer.cast<std::pair<std::shared_ptr<Plan>, uint64_t>>();
       return Choice{pair.first, pair.second};
     } catch (py::error_already_set& error) {
@@ -145,8 +148,9 @@ Code code_of(const std::string& name, int n, const char* (*name_of)(Code), const
 Call call_from(const std::string& op, const std::string& dtype, const std::string& reduce_op, int root,
                const std::vector<std::pair<uintptr_t, uint64_t>>& input,
                const std::vector<std::pair<uintptr_t, uint64_t>>& output, uint64_t count, bool uneven, double factor,
-               double timeout_s) {
+               const std::string& device, double timeout_s) {
   Call call;
+  call.device = code_of<DeviceKind>(device, kDeviceKinds, device_name, "device");
   call.op = code_of<OpCode>(op, kOpCodes, op_name, "op");
   call.dtype = code_of<DType>(dtype, kDTypes, dtype_name, "dtype");
   call.reduce_op = code_of<ReduceOp>(reduce_op, kReduceOps, reduce_op_name, "reduce op");
@@ -307,7 +311,7 @@ void bind_plans(py::module_& m) {
   py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
       .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
            py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
-           py::arg("factor") = 1.0, py::arg("timeout_s") = 600.0);
+           py::arg("factor") = 1.0, py::arg("device") = "cpu", py::arg("timeout_s") = 600.0);
   py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
       .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
 }
@@ -343,6 +347,13 @@ PYBIND11_MODULE(_core, m) {
             r.progress->stop_background();
           },
           "Before the interpreter ends: a thread that then drops a Python object ends the process with SIGABRT.")
+      .def(
+          "allocate",
+          [](const Runtime& r, size_t nbytes) {
+            auto& segment = r.endpoint->segment();
+            return reinterpret_cast<uintptr_t>(segment.base() + segment.allocate(nbytes));
+          },
+          py::arg("nbytes"), "The address of zeroed pages in the segment: memory of device hx, which peers reach.")
       .def(
           "trace_call_sites",
           [](const Runtime& r, std::vector<std::string> outside) {

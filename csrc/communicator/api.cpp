@@ -42,6 +42,7 @@ Call call_of(const ApiCall& from) {
   call.root = from.root;
   call.tag = from.tag;
   call.uneven = from.uneven != 0;
+  call.device = static_cast<DeviceKind>(from.device);
   call.count = from.count;
   for (size_t i = 0; i < from.n_input; ++i)
     call.input.push_back({static_cast<std::byte*>(from.input[i].data), from.input[i].count});
@@ -90,6 +91,8 @@ const Api kApi = {
     .release_op = [](void* op) { delete static_cast<OpHandle*>(op); },
     .refuse = [](void* group, const ApiCall* call,
                  const char* reason) { group_of(group).refuse(call_of(*call), reason); },
+    .keep = [](void* group, void (*release)(void*),
+               void* context) { group_of(group).keep_until_peers_left([release, context] { release(context); }); },
     .abort =
         [](void* group, const char* reason) {
           Group& g = group_of(group);

@@ -11,7 +11,7 @@
 
 namespace hxcomm {
 
-constexpr uint32_t kApiVersion = 2;
+constexpr uint32_t kApiVersion = 3;
 constexpr const char* kApiCapsule = "hxcomm._core.api";
 constexpr const char* kGroupCapsule = "hxcomm._core.group";
 
@@ -25,6 +25,7 @@ struct ApiCall {
   int32_t op, dtype, reduce_op, root;  // root -1: none; of a send or recv: the peer, -1 for any source
   int32_t tag;                         // of a send or recv
   int32_t uneven;
+  int32_t device;  // DeviceKind: 1 where all blocks lie in this process's segment
   double factor;   // PREMUL_SUM
   uint64_t count;  // elements of one block
   const ApiBlock* input;
@@ -56,6 +57,8 @@ struct Api {
   void (*release_op)(void* op);
   // A call that this rank refuses before it is posted: peers raise MismatchError quoting `reason`.
   void (*refuse)(void* group, const ApiCall* call, const char* reason);
+  // Calls release(context), from any thread, once no peer can touch memory of failed calls of hx tensors any more.
+  void (*keep)(void* group, void (*release)(void* context), void* context);
   void (*abort)(void* group, const char* reason);
   void (*leave)(void* group);
   uint64_t (*sequence)(void* group);  // of the next collective

@@ -37,7 +37,10 @@ constexpr bool reduces(OpCode op) {
   return op == OpCode::all_reduce || op == OpCode::reduce || op == OpCode::reduce_scatter;
 }
 
-enum class DeviceKind : uint8_t { cpu = 0 };
+// Where the blocks of a call lie: `hx` memory is in the rank's own segment, so that peers reach it; `cpu` is anywhere.
+enum class DeviceKind : uint8_t { cpu = 0, hx = 1 };
+constexpr int kDeviceKinds = 2;
+const char* device_name(DeviceKind device);
 
 // The blocks of one buffer. One is kept in place, because that is what all_reduce has, and an allocation costs as much
 // as a tenth of a whole small operation.
@@ -118,6 +121,7 @@ struct ChoiceKey {
   ReduceOp reduce_op;
   int32_t root;
   uint64_t nbytes;  // of one block; 0 for uneven calls, whose counts differ by rank
+  bool mapped;      // peers reach the tensors themselves, so nothing needs to be staged
   bool operator==(const ChoiceKey&) const = default;
 };
 using Planner = std::function<Choice(const ChoiceKey&)>;
@@ -144,6 +148,8 @@ struct Op {
   uint64_t longest = 0;  // elements of the longest block on any rank
   int next_peer = 0;
   Execution execution;
+
+  bool mapped() const { return choice.plan && !choice.plan->is_private; }
 
   // Written last by the driver (release); anybody may read them after seeing `finished` (acquire).
   int source = -1;  // of a recv: the rank whose message it met

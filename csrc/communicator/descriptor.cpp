@@ -36,7 +36,7 @@ std::string shape_text(const Descriptor& d) {
 }
 
 std::vector<std::string> row(const std::string& label, const Descriptor& d) {
-  if (d.refused != 0) return {label, "refused: " + bounded(d.text), "", "", "", "", "", ""};
+  if (d.refused != 0) return {label, "refused: " + bounded(d.text), "", "", "", "", "", "", ""};
   const bool data = d.op != static_cast<uint8_t>(OpCode::barrier);
   return {label,
           d.op < kOpCodes ? kOpNames[d.op] : "?",
@@ -49,6 +49,7 @@ std::vector<std::string> row(const std::string& label, const Descriptor& d) {
               ? reduce_op_name(static_cast<ReduceOp>(d.reduce_op))
               : "-",
           d.root >= 0 ? std::to_string(d.root) : "-",
+          data && d.device < kDeviceKinds ? device_name(static_cast<DeviceKind>(d.device)) : "-",
           bounded(d.algorithm)};
 }
 
@@ -74,7 +75,9 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 
 const char* op_name(OpCode op) { return kOpNames[static_cast<int>(op)]; }
 
-void write_descriptor(Descriptor& d, const Op& op, int world_size) {
+const char* device_name(DeviceKind device) { return device == DeviceKind::hx ? "hx" : "cpu"; }
+
+void write_descriptor(Descriptor& d, const Op& op, int world_size, const std::byte* segment) {
   const Call& call = op.call;
   d.sequence = op.sequence;
   d.op = static_cast<uint8_t>(call.op);
@@ -94,15 +97,15 @@ void write_descriptor(Descriptor& d, const Op& op, int world_size) {
   // The name is the plan's; rewriting it every time would touch one more cache line per op.
   if (d.plan_hash != op.choice.plan->hash) put(d.algorithm, sizeof(d.algorithm), op.choice.plan->algorithm);
   d.plan_hash = op.choice.plan->hash;
-  if (call.uneven) {
-    uint64_t* counts = extents_at(d);
-    const auto put_counts = [&](const Blocks& blocks, uint64_t* to) {
-      const size_t n = std::min(blocks.size(), static_cast<size_t>(world_size));
-      for (size_t r = 0; r < n; ++r) to[r] = blocks[r].count;
-    };
-    put_counts(call.input, counts);
-    put_counts(call.output, counts + world_size);
-  }
+  if (!call.uneven && !op.mapped()) return;
+  const auto put_extents = [&](const Blocks& blocks, Extent* to) {
+    const size_t n = std::min(blocks.size(), static_cast<size_t>(world_size));
+    for (size_t i = 0; i < n; ++i)
+      to[i] = {op.mapped() ? static_cast<uint64_t>(blocks[i].data - segment) : 0, blocks[i].count};
+    return static_cast<uint16_t>(n);
+  };
+  d.n_input = put_extents(call.input, inputs_at(d));
+  d.n_output = put_extents(call.output, outputs_at(d, world_size));
 }
 
 uint64_t fingerprint(const Op& op, bool with_shape) {
@@ -125,7 +128,7 @@ uint64_t fingerprint(const Op& op, bool with_shape) {
 std::string mismatch_table(Control* const* controls, int world_size, uint64_t sequence,
                            const std::vector<std::string>& labels) {
   std::vector<std::vector<std::string>> rows{
-      {"rank", "op", "dtype", "numel", "shape", "reduce op", "root", "algorithm"}};
+      {"rank", "op", "dtype", "numel", "shape", "reduce op", "root", "device", "algorithm"}};
   bool refused = false;
   for (int r = 0; r < world_size; ++r) {
     const Descriptor copy = descriptor_at(*controls[r], world_size, sequence);
@@ -136,8 +139,8 @@ std::string mismatch_table(Control* const* controls, int world_size, uint64_t se
       refused ? "a rank refused its call, so no rank's was carried out" : "the ranks called different collectives";
   return what + "; nothing was sent and the group stays usable. Collective #" + std::to_string(sequence) +
          " of this group:" + table(rows) +
-         "\nMake every rank issue the same collectives in the same order with the same dtype, count, reduce op and "
-         "root.";
+         "\nMake every rank issue the same collectives in the same order with the same dtype, count, reduce op, "
+         "root and device.";
 }
 
 namespace {
@@ -146,7 +149,7 @@ namespace {
 std::string compare_parts(Control* const* controls, int world_size, uint64_t sequence,
                           const std::vector<std::string>& labels, uint64_t* longest) {
   const auto part = [&](int rank, int i) {
-    return extents_at(descriptor_at(*controls[rank], world_size, sequence))[i];
+    return inputs_at(descriptor_at(*controls[rank], world_size, sequence))[i].count;
   };
   for (int i = 0; i < world_size; ++i) {
     *longest = std::max(*longest, part(0, i));
@@ -167,11 +170,11 @@ std::string compare_uneven(Control* const* controls, int world_size, uint64_t se
   *longest = 0;
   if (descriptor_at(*controls[0], world_size, sequence).op == static_cast<uint8_t>(OpCode::reduce_scatter))
     return compare_parts(controls, world_size, sequence, labels, longest);
-  const auto counts = [&](int rank) { return extents_at(descriptor_at(*controls[rank], world_size, sequence)); };
+  const auto described = [&](int rank) -> Descriptor& { return descriptor_at(*controls[rank], world_size, sequence); };
   for (int from = 0; from < world_size; ++from)
     for (int to = 0; to < world_size; ++to) {
-      const uint64_t sent = counts(from)[to];
-      const uint64_t expected = counts(to)[world_size + from];
+      const uint64_t sent = inputs_at(described(from))[to].count;
+      const uint64_t expected = outputs_at(described(to), world_size)[from].count;
       *longest = std::max(*longest, sent);
       if (sent != expected)
         return "the split sizes of all_to_all #" + std::to_string(sequence) +

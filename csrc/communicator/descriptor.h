@@ -25,14 +25,19 @@ struct Descriptor {
   uint8_t n_dims;  // shapes of more than 8 dimensions are cut
   uint8_t reserved;
   int32_t root;
-  uint32_t reserved2;
+  uint16_t n_input, n_output;  // blocks behind it
   uint64_t count;
   uint64_t plan_hash;
   int64_t shape[kMaxDims];
   char algorithm[32];
   char text[kTextBytes];  // why the call was refused
-  // Behind it, for uneven calls: uint64_t input_counts[world_size], output_counts[world_size] (a reduce_scatter has one
-  // output and sets the first of them).
+  // Behind it, for uneven calls and mapped plans: Extent inputs[world_size], outputs[world_size], of which the first
+  // n_input and n_output are set.
+};
+
+struct Extent {
+  uint64_t offset;  // of a block of hx memory in its rank's segment
+  uint64_t count;   // elements
 };
 
 // Which group a control page belongs to, for whoever looks at it from outside (core/directory.h). Written by its rank
@@ -58,7 +63,7 @@ static_assert(offsetof(Control, identity) == 640 && offsetof(Identity, name) == 
 static_assert(sizeof(Control) == 4864);
 
 constexpr size_t descriptor_bytes(int world_size) {
-  return (sizeof(Descriptor) + 2 * sizeof(uint64_t) * static_cast<size_t>(world_size) + 63) / 64 * 64;
+  return (sizeof(Descriptor) + 2 * sizeof(Extent) * static_cast<size_t>(world_size) + 63) / 64 * 64;
 }
 constexpr size_t control_bytes(int world_size) {
   return sizeof(Control) + 2 * descriptor_bytes(world_size) + sizeof(PairLine) * static_cast<size_t>(world_size);
@@ -72,9 +77,11 @@ inline PairLine& pair_line_at(Control& control, int world_size, int peer) {
   std::byte* first = reinterpret_cast<std::byte*>(&control) + sizeof(Control) + 2 * descriptor_bytes(world_size);
   return reinterpret_cast<PairLine*>(first)[peer];
 }
-inline uint64_t* extents_at(Descriptor& descriptor) { return reinterpret_cast<uint64_t*>(&descriptor + 1); }
+inline Extent* inputs_at(Descriptor& descriptor) { return reinterpret_cast<Extent*>(&descriptor + 1); }
+inline Extent* outputs_at(Descriptor& descriptor, int world_size) { return inputs_at(descriptor) + world_size; }
 
-void write_descriptor(Descriptor& descriptor, const Op& op, int world_size);
+// `segment`: where this rank's begins.
+void write_descriptor(Descriptor& descriptor, const Op& op, int world_size, const std::byte* segment);
 
 // 64 bits over everything that must be equal on every rank. `with_shape` is HXCOMM_CHECK=shape.
 uint64_t fingerprint(const Op& op, bool with_shape);

@@ -110,8 +110,8 @@ void Floor::run_once(const Prepared& p, DType dtype) {
     binding.plan = p.choice.plan.get();
     binding.dtype = dtype;
     binding.reduce_op = ReduceOp::sum;
-    binding.input = &p.block;
-    binding.output = &p.block;
+    binding.inputs = p.blocks.data();
+    binding.outputs = p.blocks.data();
     binding.low = low;
     binding.high = low + p.window;
     binding.scratch = p.scratch[sequence & 1].data();
@@ -138,6 +138,8 @@ double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int
   Prepared prepared;
   prepared.count = count;
   prepared.block = {words.data(), count};
+  prepared.blocks.assign(static_cast<size_t>(group.world_size()), nullptr);
+  prepared.blocks[static_cast<size_t>(group.rank())] = &prepared.block;
   Call call;
   call.op = OpCode::all_reduce;
   call.dtype = dtype;

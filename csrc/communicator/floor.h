@@ -33,6 +33,7 @@ class Floor {
     uint64_t window = 0;
     uint64_t count = 0;
     Block block;
+    std::vector<const Block*> blocks;  // by rank: this rank's own is `block`
     size_t stride = 0;
     std::vector<std::byte*> scratch[2];  // of every rank, by parity of the sequence
   };

@@ -51,6 +51,8 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   segments_.resize(n);
   segment_bytes_.resize(n);
   scratch_.resize(n);
+  inputs_.resize(n);
+  outputs_.resize(n);
   config_.labels.resize(n);
   next_sequence_.store(config_.first_sequence);
 
@@ -92,11 +94,7 @@ Group::~Group() {
   for (const Slot& slot : slots_)
     if (slot.nbytes > 0) ranges.push_back({slot.offset, slot.nbytes});
   for (const Endpoint::Range& ring : point_to_point_.ranges()) ranges.push_back(ring);
-  endpoint_->bury(std::move(ranges), [peers = peers_, lines = lines_, nonce = config_.nonce] {
-    for (size_t r = 0; r < peers.size(); ++r)
-      if (peers[r] && !peers[r]->dead.load() && lines[r]->is_member(nonce)) return false;
-    return true;
-  });
+  endpoint_->bury(std::move(ranges), all_left());
 }
 
 void Group::attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset) {
@@ -155,6 +153,37 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
   }
   ring_sleepers();
   endpoint_->ring_own_doorbell();
+}
+
+// Where peers reach a rank's tensors, its user may have them back only when every peer has been told: one that goes on
+// reads what the user writes there, and must find its word set when it looks once more before its own op ends well.
+void Group::pass_on_abort() {
+  {
+    std::lock_guard lock(abort_mutex_);
+    uint64_t word = own().abort.cause();
+    if (abort_cause(word) == AbortCause::left) {
+      const auto me = static_cast<uint32_t>(config_.rank);
+      const std::string text = config_.labels[me] + " has left the group in the middle of an operation";
+      text.copy(own().reason, Control::kReasonBytes - 1);
+      own().reason[std::min(text.size(), Control::kReasonBytes - 1)] = '\0';
+      word = abort_word(AbortCause::peer_left, me, me);
+    }
+    for (int r = 0; r < config_.world_size; ++r)
+      if (r != config_.rank && control(r).line.is_member(config_.nonce)) control(r).abort.set(word);
+  }
+  ring_sleepers();
+}
+
+void Group::keep_until_peers_left(std::function<void()> release) {
+  endpoint_->bury({}, all_left(), std::move(release));
+}
+
+std::function<bool()> Group::all_left() const {
+  return [peers = peers_, lines = lines_, nonce = config_.nonce] {
+    for (size_t r = 0; r < peers.size(); ++r)
+      if (peers[r] && !peers[r]->dead.load() && lines[r]->is_member(nonce)) return false;
+    return true;
+  };
 }
 
 void Group::leave() {
@@ -220,15 +249,18 @@ std::unique_ptr<Error> Group::failure(const Op* op) const {
 size_t Group::KeyHash::operator()(const ChoiceKey& key) const {
   uint64_t hash = key.nbytes * 0x9E3779B97F4A7C15ull;
   hash ^= (uint64_t{static_cast<uint8_t>(key.op)} << 24) ^ (uint64_t{static_cast<uint8_t>(key.dtype)} << 16) ^
-          (uint64_t{static_cast<uint8_t>(key.reduce_op)} << 8) ^ static_cast<uint32_t>(key.root + 1);
+          (uint64_t{static_cast<uint8_t>(key.reduce_op)} << 8) ^ (uint64_t{key.mapped} << 40) ^
+          static_cast<uint32_t>(key.root + 1);
   return static_cast<size_t>(hash ^ (hash >> 32));
 }
 
 Choice Group::choose(const Call& call) {
   if (reduces(call.op) && !has_meaning(call.dtype, call.reduce_op))
     throw Error(ErrorKind::usage, std::string(op_name(call.op)) + ": " + unsupported(call.dtype, call.reduce_op));
-  const ChoiceKey key{call.op, call.dtype, call.reduce_op, call.root,
-                      call.uneven ? 0 : call.count * item_size(call.dtype)};
+  // Only a rank knows its own factor, so PREMUL_SUM is staged: contributions lie multiplied in scratch.
+  const bool mapped = call.device == DeviceKind::hx && call.reduce_op != ReduceOp::premul_sum;
+  const ChoiceKey key{
+      call.op, call.dtype, call.reduce_op, call.root, call.uneven ? 0 : call.count * item_size(call.dtype), mapped};
   {
     std::lock_guard lock(planner_mutex_);
     if (const auto it = choices_.find(key); it != choices_.end()) return it->second;
@@ -236,9 +268,10 @@ Choice Group::choose(const Call& call) {
   // Without the lock: the planner is Python and takes the GIL.
   Choice choice = planner_(key);
   if (!choice.plan || choice.plan->world_size != config_.world_size || choice.plan->rank != config_.rank ||
-      !choice.plan->is_private)
+      choice.plan->is_private == mapped)
     throw Error(ErrorKind::usage, std::string("the selector gave ") + op_name(call.op) +
-                                      " a plan that is not for this rank, world size and private memory");
+                                      " a plan that is not for this rank, world size and " +
+                                      (mapped ? "mapped" : "private") + " memory");
   if (reduces(call.op) && call.reduce_op == ReduceOp::premul_sum && choice.plan->moves_contributions)
     throw Error(ErrorKind::usage, std::string(op_name(call.op)) + ": algorithm '" + choice.plan->algorithm +
                                       "' copies contributions to outputs, where PREMUL_SUM cannot multiply them; "
@@ -296,6 +329,16 @@ std::shared_ptr<Op> Group::post_message(std::shared_ptr<Op> op) {
   return op;
 }
 
+void Group::require_in_segment(const Call& call) const {
+  const auto me = static_cast<size_t>(config_.rank);
+  for (const Blocks* blocks : {&call.input, &call.output})
+    for (const Block& block : *blocks)
+      if (block.count > 0 && (block.data < segments_[me] ||
+                              block.data + block.count * item_size(call.dtype) > segments_[me] + segment_bytes_[me]))
+        throw Error(ErrorKind::usage,
+                    std::string(op_name(call.op)) + ": a tensor of device hx does not lie in this process's segment");
+}
+
 std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_finish) {
   refuse_after_fork();
   if (left_.load(std::memory_order_relaxed))
@@ -314,10 +357,12 @@ std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_
   try {
     op->choice = choose(op->call);
     const Plan& plan = *op->choice.plan;
-    if (op->call.input.size() < static_cast<size_t>(plan.own_input_blocks) ||
-        op->call.output.size() < static_cast<size_t>(plan.own_output_blocks))
+    const auto me = static_cast<size_t>(config_.rank);
+    if (op->call.input.size() < static_cast<size_t>(plan.input_blocks[me]) ||
+        op->call.output.size() < static_cast<size_t>(plan.output_blocks[me]))
       throw Error(ErrorKind::usage,
                   std::string(op_name(op->call.op)) + " was called with fewer tensors than its plan has blocks");
+    if (op->mapped()) require_in_segment(op->call);
   } catch (const Error& error) {
     refuse(op->call, error.message());
     throw;

@@ -62,6 +62,9 @@ class Group : public std::enable_shared_from_this<Group> {
   // Takes this rank out of the group: pending operations here fail, peers that still need it raise. Idempotent.
   void leave();
   bool alive() const;
+  // For memory that peers may still touch after an operation on hx tensors has failed: `release` is called, from any
+  // thread, once every peer has left the group or is dead.
+  void keep_until_peers_left(std::function<void()> release);
   bool has_left() const { return left_.load(std::memory_order_relaxed); }
 
   int rank() const { return config_.rank; }
@@ -82,6 +85,7 @@ class Group : public std::enable_shared_from_this<Group> {
   using Finished = std::vector<std::shared_ptr<Op>>;
 
   Choice choose(const Call& call);
+  void require_in_segment(const Call& call) const;
   std::shared_ptr<Statistic> statistic_of(const Call& call, const Choice& choice);  // needs planner_mutex_
   std::shared_ptr<Op> post_message(std::shared_ptr<Op> op);
   std::shared_ptr<Op> enqueue(std::shared_ptr<Op> op);
@@ -90,6 +94,9 @@ class Group : public std::enable_shared_from_this<Group> {
   Step begin(Op& op);
   Step arrive(Op& op);
   Step judge(Op& op);
+  void bind_peers(Op& op);
+  void pass_on_abort();
+  std::function<bool()> all_left() const;
   Step run(Op& op);
   void end(Op& op, std::unique_ptr<Error> error);
   struct Awaited {
@@ -139,6 +146,8 @@ class Group : public std::enable_shared_from_this<Group> {
 
   std::mutex driver_;                // held by the one thread that advances the head; the fields below are its
   std::vector<std::byte*> scratch_;  // where each rank's scratch of the head's parity lies
+  std::vector<const Block*> inputs_, outputs_;  // of the head, by rank
+  std::vector<Block> peer_blocks_;              // of a mapped head: what the two point to for peers
   struct Slot {
     uint64_t offset = 0;
     size_t nbytes = 0;

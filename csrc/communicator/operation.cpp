@@ -15,13 +15,17 @@ constexpr size_t kMaxScratchBytes = 4 << 20;
 // A slot starts this small: 256 groups then cost 4 MiB, and what a decode step sends fits.
 constexpr size_t kFirstSlotBytes = 8192;
 
+// Elements: more than any block has.
+constexpr uint64_t kWholeBlock = uint64_t{1} << 44;
+
 uint64_t window_for(const Op& op) {
   const Plan& plan = *op.choice.plan;
   const DType dtype = op.call.dtype;
-  uint64_t window = std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
+  // Windows are for what is staged: where peers reach the tensors themselves, all of it is one.
+  uint64_t window = op.mapped() ? kWholeBlock : std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
   // Unequal counts are not known everywhere yet, so the window must not depend on them.
   if (!op.call.uneven) window = std::min(window, op.call.count);
-  while (window > 64 &&
+  while (window > 64 && plan.scratch_chunks > 0 &&
          static_cast<size_t>(plan.scratch_chunks) * scratch_stride(plan, dtype, op.call.reduce_op, window) >
              kMaxScratchBytes)
     window /= 2;
@@ -66,6 +70,7 @@ Group::Step Group::begin(Op& op) {
   }
   op.next_peer = 0;
   const bool first = op.first_sequence == 0;
+  const auto me = static_cast<size_t>(config_.rank);
   if (first && op.refusal.empty()) {
     op.window = window_for(op);
     op.longest = op.call.count;
@@ -82,7 +87,7 @@ Group::Step Group::begin(Op& op) {
     op.record = static_cast<int64_t>(own().flight.open(op));
   }
   if (!op.refusal.empty()) {
-    write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
+    write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size, segments_[me]);
     own().line.set_fingerprint(sequence, fingerprint(op, false));
     publish(progress_value(sequence, 1));
     flush_before_ = sequence;
@@ -93,8 +98,10 @@ Group::Step Group::begin(Op& op) {
   binding.dtype = op.call.dtype;
   binding.reduce_op = op.call.reduce_op;
   binding.factor = op.call.factor;
-  binding.input = op.call.input.data();
-  binding.output = op.call.output.data();
+  inputs_[me] = op.call.input.data();
+  outputs_[me] = op.call.output.data();
+  binding.inputs = inputs_.data();
+  binding.outputs = outputs_.data();
   binding.low = op.low;
   binding.high = op.low + op.window;
   binding.scratch = scratch_.data();
@@ -104,7 +111,7 @@ Group::Step Group::begin(Op& op) {
   op.execution.start(binding, hook_.get());
   op.execution.run([] {});  // stages; plans cannot publish or wait before ENTER
   if (kChecked && first) {
-    write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size);
+    write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size, segments_[me]);
     own().line.set_fingerprint(sequence, fingerprint(op, config_.compare_shapes));
   }
   failpoint(Failpoint::staged);
@@ -145,6 +152,7 @@ Group::Step Group::judge(Op& op) {
                                           ", outside its segment: its memory is corrupt");
     scratch_[i] = segments_[i] + offset;
   }
+  if (op.mapped()) bind_peers(op);
   op.execution.entered();
   op.phase = Op::Phase::running;
   own().flight.set_state(static_cast<uint64_t>(op.record), FlightState::running);
@@ -152,8 +160,41 @@ Group::Step Group::judge(Op& op) {
   return Step::moved;
 }
 
+// Where the peers' tensors lie, as they say in their descriptors: other processes' memory, so every number is read once
+// and checked.
+void Group::bind_peers(Op& op) {
+  const auto n = static_cast<size_t>(config_.world_size);
+  const Plan& plan = *op.choice.plan;
+  peer_blocks_.resize(2 * n * n);
+  for (size_t r = 0; r < n; ++r) {
+    if (static_cast<int>(r) == config_.rank) continue;
+    Descriptor& described = descriptor_at(control(static_cast<int>(r)), config_.world_size, op.first_sequence);
+    const auto bind = [&](const Extent* from, size_t published, int32_t needed, Block* to) {
+      if (published < static_cast<size_t>(needed))
+        throw Error(ErrorKind::aborted, config_.labels[r] + " published " + std::to_string(published) +
+                                            " tensors where its peers touch " + std::to_string(needed));
+      for (size_t i = 0; i < static_cast<size_t>(needed); ++i) {
+        const Extent extent = from[i];
+        const uint64_t nbytes = extent.count * item_size(op.call.dtype);
+        if (extent.count > kWholeBlock || (!op.call.uneven && extent.count != op.call.count) ||
+            extent.offset > segment_bytes_[r] || segment_bytes_[r] - extent.offset < nbytes)
+          throw Error(ErrorKind::aborted, config_.labels[r] + " published a tensor of " + std::to_string(extent.count) +
+                                              " elements at byte " + std::to_string(extent.offset) +
+                                              " of its segment: its memory is corrupt");
+        to[i] = {segments_[r] + extent.offset, extent.count};
+      }
+      return to;
+    };
+    inputs_[r] = bind(inputs_at(described), described.n_input, plan.input_blocks[r], &peer_blocks_[2 * r * n]);
+    outputs_[r] = bind(outputs_at(described, config_.world_size), described.n_output, plan.output_blocks[r],
+                       &peer_blocks_[(2 * r + 1) * n]);
+  }
+}
+
 Group::Step Group::run(Op& op) {
   if (op.execution.run([this] { ring_sleepers(); }) == Execution::Status::blocked) return Step::blocked;
+  // Peers store into this rank's tensors: one that failed in the middle has set the word before it told its user.
+  if (op.mapped() && own().abort.is_set()) throw *failure(&op);
   op.low += op.window;
   if (op.low >= op.longest) return Step::finished;
   op.phase = Op::Phase::begin;
@@ -214,7 +255,10 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
     } catch (const Error& e) {
       error = std::make_unique<Error>(e);
       // Whatever is not a mismatch leaves this rank in the middle of an operation: the group cannot go on.
-      if (e.kind() != ErrorKind::mismatch) abort(AbortCause::called, config_.rank, e.message());
+      if (e.kind() != ErrorKind::mismatch) {
+        abort(AbortCause::called, config_.rank, e.message());
+        if (op->mapped()) pass_on_abort();
+      }
     } catch (const std::exception& e) {  // out of memory, say: this may be the background thread
       error = std::make_unique<Error>(ErrorKind::aborted, e.what());
       abort(AbortCause::called, config_.rank, e.what());

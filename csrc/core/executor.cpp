@@ -24,14 +24,14 @@ std::byte* resolve(const Binding& b, const Operand& operand) {
     return b.scratch[operand.rank] + static_cast<size_t>(operand.chunk) * b.scratch_stride;
   const bool input = operand.buffer == BufferKind::input;
   const int32_t pieces = (input ? b.plan->input : b.plan->output).pieces;
-  const Block& block = (input ? b.input : b.output)[operand.chunk / pieces];
+  const Block& block = (input ? b.inputs : b.outputs)[operand.rank][operand.chunk / pieces];
   return block.data + piece_of(block.count, b.low, b.high, pieces, operand.chunk % pieces).begin * item_size(b.dtype);
 }
 
 uint64_t transfer_count(const Binding& b, const Instruction& in) {
   const bool input = in.count_buffer == BufferKind::input;
   const int32_t pieces = (input ? b.plan->input : b.plan->output).pieces;
-  const Block& block = (input ? b.input : b.output)[in.count_chunk / pieces];
+  const Block& block = (input ? b.inputs : b.outputs)[b.plan->rank][in.count_chunk / pieces];
   return piece_of(block.count, b.low, b.high, pieces, in.count_chunk % pieces).count;
 }
 

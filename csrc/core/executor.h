@@ -27,9 +27,11 @@ struct Binding {
   const Plan* plan = nullptr;
   DType dtype{};
   ReduceOp reduce_op{};
-  double factor = 1;                    // PREMUL_SUM: this rank's own
-  const Block* input = nullptr;         // plan->input.blocks of them, this rank's own
-  const Block* output = nullptr;        // plan->output.blocks
+  double factor = 1;  // PREMUL_SUM: this rank's own
+  // By rank, the blocks of its input and output; valid for this rank from the start, for peers from ENTER on and only
+  // where the plan is mapped.
+  const Block* const* inputs = nullptr;
+  const Block* const* outputs = nullptr;
   uint64_t low = 0, high = 0;           // the window of every block, in elements
   std::byte* const* scratch = nullptr;  // [world_size] base of each rank's scratch, valid for peers from ENTER on
   size_t scratch_stride = 0;            // bytes from one scratch chunk to the next

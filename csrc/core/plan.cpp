@@ -50,10 +50,10 @@ int32_t chunks_of(const Plan& plan, BufferKind buffer) {
   return layout.blocks * layout.pieces;
 }
 
-void note_own_block(Plan& plan, BufferKind buffer, int32_t chunk) {
+void note_block(Plan& plan, int32_t rank, BufferKind buffer, int32_t chunk) {
   if (buffer == BufferKind::scratch) return;
   const bool input = buffer == BufferKind::input;
-  int32_t& blocks = input ? plan.own_input_blocks : plan.own_output_blocks;
+  int32_t& blocks = (input ? plan.input_blocks : plan.output_blocks)[static_cast<size_t>(rank)];
   blocks = std::max(blocks, chunk / (input ? plan.input : plan.output).pieces + 1);
 }
 
@@ -67,7 +67,7 @@ Operand read_operand(Reader& reader, Plan& plan) {
     reader.fail("a private plan may touch only the scratch of other ranks");
   if (operand.mark == Mark::partial && (operand.buffer != BufferKind::scratch || !plan.partials))
     reader.fail("a partial result may only lie in scratch, and the header must say so");
-  if (operand.rank == plan.rank) note_own_block(plan, operand.buffer, operand.chunk);
+  note_block(plan, operand.rank, operand.buffer, operand.chunk);
   return operand;
 }
 
@@ -78,7 +78,7 @@ Instruction read_transfer(Reader& reader, Plan& plan) {
   in.final = reader.next_in(0, 1, "final") == 1;
   in.count_buffer = static_cast<BufferKind>(reader.next_in(0, 1, "a count's buffer"));
   in.count_chunk = reader.next_in(0, chunks_of(plan, in.count_buffer) - 1, "a count's chunk");
-  note_own_block(plan, in.count_buffer, in.count_chunk);
+  note_block(plan, plan.rank, in.count_buffer, in.count_chunk);
   in.n_sources = static_cast<uint16_t>(reader.next_in(1, in.reduce ? kMaxOperands : 1, "the number of sources"));
   in.n_destinations = static_cast<uint16_t>(reader.next_in(1, kMaxOperands, "the number of destinations"));
   in.first_operand = static_cast<uint32_t>(plan.operands.size());
@@ -102,6 +102,8 @@ Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorit
   header.next_in(kVersion, kVersion, "the plan version");
   plan.world_size = header.next_in(1, 1 << 24, "the world size");
   plan.rank = header.next_in(0, plan.world_size - 1, "the rank");
+  plan.input_blocks.resize(static_cast<size_t>(plan.world_size));
+  plan.output_blocks.resize(static_cast<size_t>(plan.world_size));
   const int32_t rounds = header.next_in(1, static_cast<int32_t>(kMaxRounds), "the number of rounds");
   for (Layout* layout : {&plan.input, &plan.output}) {
     layout->blocks = header.next_in(0, 1 << 24, "the number of blocks");

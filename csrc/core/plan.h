@@ -42,9 +42,10 @@ struct Plan {
   int32_t world_size = 0;
   int32_t rank = 0;
   Layout input, output;
-  // Blocks of this rank's own memory that its instructions touch: fewer than the layout has where the op gives the rank
-  // none (the input of scatter, the output of gather, on ranks that are not the root).
-  int32_t own_input_blocks = 0, own_output_blocks = 0;
+  // By rank: how many of its blocks this rank's instructions touch. Of this rank itself fewer than the layout has where
+  // the op gives it none (the input of scatter, the output of gather, on ranks that are not the root); of others none
+  // where the plan is private.
+  std::vector<int32_t> input_blocks, output_blocks;
   int32_t scratch_chunks = 0;
   bool in_place = false;
   bool is_private = false;           // peers touch nothing but this rank's scratch

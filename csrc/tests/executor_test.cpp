@@ -42,6 +42,8 @@ struct Pair {
       }
       input_blocks[r] = {inputs[r].data(), count};
       output_blocks[r] = {outputs[r].data(), count};
+      inputs_of[r] = &input_blocks[r];
+      outputs_of[r] = &output_blocks[r];
     }
   }
 
@@ -51,8 +53,8 @@ struct Pair {
     return {.plan = &plans[rank],
             .dtype = dtype,
             .reduce_op = op,
-            .input = &input_blocks[rank],
-            .output = &output_blocks[rank],
+            .inputs = inputs_of,
+            .outputs = outputs_of,
             .low = low,
             .high = high,
             .scratch = scratch,
@@ -69,6 +71,8 @@ struct Pair {
   Line* line_of[2] = {};
   std::vector<std::byte> inputs[2], outputs[2], scratch_memory[2];
   Block input_blocks[2], output_blocks[2];
+  const Block* inputs_of[2] = {};
+  const Block* outputs_of[2] = {};
   std::byte* scratch[2] = {};
 };
 

@@ -55,7 +55,8 @@ void a_plan_is_decoded_field_by_field() {
   expect(plan.output.blocks == 1 && plan.output.pieces == 2, "an output of 1 block in 2 pieces");
   expect(plan.scratch_chunks == 2, "2 scratch chunks");
   expect(plan.is_private && !plan.in_place && !plan.partials, "the flag private alone");
-  expect(plan.own_input_blocks == 1 && plan.own_output_blocks == 1, "one block of each buffer used");
+  expect(plan.input_blocks == Words({0, 1}) && plan.output_blocks == Words({0, 1}),
+         "one own block of each buffer used");
   expect(plan.hash == 7 && plan.algorithm == "mine" && plan.words == words, "what decode() was given, kept");
 
   const Code codes[] = {Code::transfer, Code::enter,    Code::transfer, Code::publish,

@@ -166,21 +166,26 @@ void Endpoint::watch() {
   }
 }
 
-void Endpoint::bury(std::vector<Range> ranges, std::function<bool()> unused) {
+void Endpoint::bury(std::vector<Range> ranges, std::function<bool()> unused, std::function<void()> released) {
   {
     std::lock_guard lock(graves_mutex_);
-    graves_.push_back({std::move(ranges), std::move(unused)});
+    graves_.push_back({std::move(ranges), std::move(unused), std::move(released)});
   }
   dig();
 }
 
 void Endpoint::dig() {
-  std::lock_guard lock(graves_mutex_);
-  std::erase_if(graves_, [this](const Grave& grave) {
-    if (!grave.unused()) return false;
-    for (const Range& range : grave.ranges) segment_.release(range.offset, range.nbytes);
-    return true;
-  });
+  std::vector<std::function<void()>> released;
+  {
+    std::lock_guard lock(graves_mutex_);
+    std::erase_if(graves_, [&](Grave& grave) {
+      if (!grave.unused()) return false;
+      for (const Range& range : grave.ranges) segment_.release(range.offset, range.nbytes);
+      if (grave.released) released.push_back(std::move(grave.released));
+      return true;
+    });
+  }
+  for (const auto& each : released) each();
 }
 
 uint32_t Endpoint::announce_sleep() { return segment_.header().doorbell.announce_sleep(); }

@@ -58,7 +58,7 @@ class Endpoint {
   struct Range {
     size_t offset, nbytes;
   };
-  void bury(std::vector<Range> ranges, std::function<bool()> unused);
+  void bury(std::vector<Range> ranges, std::function<bool()> unused, std::function<void()> released = {});
   void dig();
 
   // The doorbell of this process. A thread that is about to sleep: announce, check its conditions, sleep, withdraw.
@@ -85,6 +85,7 @@ class Endpoint {
   struct Grave {
     std::vector<Range> ranges;
     std::function<bool()> unused;
+    std::function<void()> released;  // called afterwards, without locks
   };
   std::mutex graves_mutex_;
   std::vector<Grave> graves_;

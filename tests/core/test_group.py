@@ -12,7 +12,7 @@ import exact
 import numpy as np
 import pytest
 from exact import Array
-from thread_ranks import TIMEOUT_S, ThreadRanks, call
+from thread_ranks import TIMEOUT_S, HxMemory, ThreadRanks, call
 
 from hxcomm import _core, algorithms, interpreted
 from hxcomm.errors import AbortedError, InitError, MismatchError
@@ -46,13 +46,20 @@ def check_one(
     root: int,
     count: int,
     timeout_s: float = TIMEOUT_S,
+    memory: HxMemory | None = None,
 ) -> None:
-    """One call; asserts the exact result, and that inputs are as they were wherever the op does not write them."""
+    """One call, on CPU arrays or on arrays in `memory`; asserts the exact result, and that inputs are as they were wherever the op does not write them."""
     n = group.world_size
     given, taken = arrays(op, dtype, reduce_op, rank, n, root, count)
+    if memory is not None:
+        memory.clear()
+        in_place = taken is given
+        given = [memory.place(array) for array in given]
+        taken = given if in_place else [memory.place(array) for array in taken]
     before = [array.copy() for array in given]
     factor = exact.factor(reduce_op, rank)
     kind = {"reduce_op": reduce_op, "factor": factor, "root": root, "count": count, "timeout_s": timeout_s}
+    kind["device"] = "cpu" if memory is None else "hx"
     group.run(call(op, dtype, given, taken, **kind))
     expected = exact.outputs(op, dtype, reduce_op, rank, n, root, count)
     what = f"{op} {dtype} {reduce_op}, {count} elements, root {root}, rank {rank} of {n}"
@@ -79,12 +86,14 @@ def calls_of(op: str, world_size: int) -> list[tuple[str, str, int, int]]:
     ]
 
 
+@pytest.mark.parametrize("device", ["cpu", "hx"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize(("op", "algorithm"), EVERY_ALGORITHM)
-def test_every_algorithm_gives_the_exact_result(op: str, algorithm: str, world_size: int) -> None:
+def test_every_algorithm_gives_the_exact_result(op: str, algorithm: str, world_size: int, device: str) -> None:
     def sweep(rank: int, group: _core.Group) -> None:
+        memory = HxMemory(ranks.runtimes[rank]) if device == "hx" else None
         for dtype, reduce_op, root, count in calls_of(op, world_size):
-            check_one(op, dtype, reduce_op, rank, group, root, count)
+            check_one(op, dtype, reduce_op, rank, group, root, count, memory=memory)
 
     with ThreadRanks(world_size, algorithms={op: algorithm}) as ranks:
         ranks.each(sweep)
