@@ -74,7 +74,7 @@ def extension_modules() -> list[Extension]:
     )
     glue = Extension(
         "hxcomm._C",
-        sources("torch"),
+        sources("torch", "torch/device"),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=GLUE_FLAGS + system_include(*cpp_extension.include_paths("cpu"), python_include),
         library_dirs=cpp_extension.library_paths("cpu"),

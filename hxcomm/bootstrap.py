@@ -95,6 +95,7 @@ class Hello:
 
 _runtime: _core.Runtime | None = None
 _runtime_pid = 0
+_has_chips = False
 _runtime_lock = threading.Lock()
 
 
@@ -109,6 +110,12 @@ def _stop_background(of: _core.Runtime, pid: int) -> None:
         of.stop_background()
 
 
+def with_chips() -> None:
+    """The process's segment, which is made later, is to hold the memory of HXCOMM_CHIPS chips, too."""
+    global _has_chips
+    _has_chips = True
+
+
 def runtime() -> _core.Runtime:
     """This process's segment and threads, made at the first call. A forked child gets its own."""
     global _runtime, _runtime_pid
@@ -119,7 +126,9 @@ def runtime() -> _core.Runtime:
                 _core.set_reduce_isa(isa)
             if (failpoint := environment.FAILPOINT.get()) is not None:
                 _core.arm_failpoint(failpoint)
-            _runtime, _runtime_pid = _core.Runtime(SEGMENT_BYTES), os.getpid()
+            chips = environment.CHIPS.get() if _has_chips else 0
+            _runtime = _core.Runtime(SEGMENT_BYTES, chips, environment.HBM.get() if chips else 0)
+            _runtime_pid = os.getpid()
             if "callsite" in environment.TRACE.get():
                 _runtime.trace_call_sites(_library_folders())
             _runtime.keep_forever()

@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -216,6 +217,7 @@ def _info(options: argparse.Namespace) -> int:
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("libzmq", _libzmq()),
         ("kernels", _isa()),
+        ("device hx", _device()),
         ("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"),
     ]
     _print_rows(rows)
@@ -268,6 +270,17 @@ def _isa() -> str:
         except ValueError as error:
             return f"unknown: {error}"
     return _core.reduce_isa()
+
+
+def _device() -> str:
+    """Asked of another process: it depends on what `import torch` finds, and this one imports no torch."""
+    question = "import torch; from hxcomm.device import registration; print(registration.state())"
+    try:
+        done = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "unknown: `import torch` took more than 60 s"
+    said = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return said[-1] if said else "unknown"
 
 
 def _algorithms() -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 Value_co = TypeVar("Value_co", covariant=True)
 
 PREFIX = "HXCOMM_"
+_MOST_CHIPS = 64  # torch numbers devices with 8 bits, and each chip is address space in every peer
 _BINARY_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
@@ -122,6 +123,19 @@ def _microseconds_or_auto(text: str) -> int | None:
     return int(text)
 
 
+def _chips(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_CHIPS:
+        raise ValueError(f"not a whole number from 1 to {_MOST_CHIPS}")
+    return int(text)
+
+
+def _memory_of_a_chip(text: str) -> int:
+    nbytes = parse_nbytes(text)
+    if nbytes % (2 << 20) or nbytes >= 1 << 40:
+        raise ValueError("not a multiple of 2 MiB below 1 TiB")
+    return nbytes
+
+
 ALGO: Variable[dict[str, str]] = Variable(
     "HXCOMM_ALGO",
     "op:algorithm, comma-separated",
@@ -149,6 +163,36 @@ ISA: Variable[str] = Variable(
     "auto",
     "Instruction set of the reduce kernels; auto takes the best the processor has. All give the same bits.",
     _one_of("auto", "avx2", "scalar"),
+)
+CHIPS: Variable[int] = Variable(
+    "HXCOMM_CHIPS",
+    "a number from 1 to 64",
+    8,
+    "How many chips this process sees as hx:0, hx:1 ...; read when the device or the first group is made.",
+    _chips,
+)
+DEVICE: Variable[str] = Variable(
+    "HXCOMM_DEVICE",
+    "auto, 0 or 1",
+    "auto",
+    "auto: `import torch` registers the device hx where there is no other accelerator and no other plug-in for one; "
+    "0: never; 1: also beside these.",
+    _one_of("auto", "0", "1"),
+)
+FALLBACK: Variable[str] = Variable(
+    "HXCOMM_FALLBACK",
+    "run, warn or raise",
+    "run",
+    "What an operator without a fast path does on hx: runs by the general one, which costs about 1 us more; warns once "
+    "for each operator; or raises NotImplementedError.",
+    _one_of("run", "warn", "raise"),
+)
+HBM: Variable[int] = Variable(
+    "HXCOMM_HBM",
+    "bytes, e.g. 16GiB",
+    16 << 30,
+    "The memory of each chip. Only what tensors have been written to takes memory of this machine.",
+    _memory_of_a_chip,
 )
 CHECK: Variable[str] = Variable(
     "HXCOMM_CHECK",
@@ -203,7 +247,10 @@ TRACE: Variable[frozenset[str]] = Variable(
 
 VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
-    for variable in (ALGO, DEBUG, EXECUTOR, ISA, CHECK, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE)
+    for variable in (
+        *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE),
+        *(DEVICE, CHIPS, HBM, FALLBACK),
+    )
 }
 
 _warned_of: set[str] = set()

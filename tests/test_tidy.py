@@ -37,6 +37,7 @@ FORBIDDEN_IMPORTS: dict[str, tuple[str, ...]] = {
     "hxcomm/bootstrap.py": ("torch", "hxcomm._C", "hxcomm.c10d"),
     "hxcomm/select.py": ("torch", "hxcomm._C", "hxcomm.c10d", "hxcomm.bootstrap"),
     "hxcomm/__init__.py": ("torch", "numpy", "zmq"),
+    "hxcomm/device": ("hxcomm.c10d", "hxcomm.select", "hxcomm.schedule", "hxcomm.algorithms"),
     "hxcomm/verify": (
         "hxcomm._C",
         "hxcomm._core",
@@ -56,7 +57,7 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "transport": ("core/", "transport/"),
     "communicator": ("core/", "transport/", "communicator/"),
     "bindings": ("core/", "transport/", "communicator/", "bindings/"),
-    "torch": ("communicator/api.h", "torch/"),
+    "torch": ("communicator/api.h", "communicator/memory_api.h", "torch/"),
     "tests": ("core/", "transport/", "communicator/", "tests/"),
 }
 TORCH_HEADERS = ("torch/csrc/", "torch/library.h", "torch/torch.h", "ATen/", "c10/", "torch/headeronly/")

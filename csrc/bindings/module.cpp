@@ -10,6 +10,7 @@
 #include "communicator/api.h"
 #include "communicator/floor.h"
 #include "communicator/group.h"
+#include "communicator/memory_api.h"
 #include "core/failpoint.h"
 #include "core/reduce.h"
 #include "transport/endpoint.h"
@@ -23,9 +24,12 @@ namespace {
 struct Runtime {
   std::shared_ptr<Endpoint> endpoint;
   std::shared_ptr<Progress> progress;
+  MemoryApi memory;
 
-  explicit Runtime(size_t segment_bytes)
-      : endpoint(std::make_shared<Endpoint>(segment_bytes)), progress(std::make_shared<Progress>(endpoint)) {
+  Runtime(size_t segment_bytes, int chips, size_t bytes_per_chip)
+      : endpoint(std::make_shared<Endpoint>(segment_bytes, chips, bytes_per_chip)),
+        progress(std::make_shared<Progress>(endpoint)),
+        memory(memory_api(endpoint->arenas())) {
     progress->interrupted = [] {
       const py::gil_scoped_acquire gil;
       return PyErr_CheckSignals() != 0;  // the exception stays set on this thread; who waits raises it
@@ -299,38 +303,14 @@ void bind_floors(py::class_<PyGroup>& group) {
           py::kw_only(), py::arg("iterations"));
 }
 
-void bind_plans(py::module_& m) {
-  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "One rank's compiled schedule (hxcomm/schedule/plan.py).")
-      .def(py::init([](std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
-             return std::make_shared<Plan>(Plan::decode(std::move(words), hash, std::move(algorithm)));
-           }),
-           py::arg("words"), py::arg("hash"), py::arg("algorithm"))
-      .def_readonly("hash", &Plan::hash)
-      .def_readonly("algorithm", &Plan::algorithm)
-      .def_readonly("words", &Plan::words);
-  py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
-      .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
-           py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
-           py::arg("factor") = 1.0, py::arg("device") = "cpu", py::arg("timeout_s") = 600.0);
-  py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
-      .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
-}
-
-}  // namespace
-}  // namespace hxcomm
-
-PYBIND11_MODULE(_core, m) {
-  using namespace hxcomm;
-  m.doc() = "hxcomm's communicator: segments, groups, plans and the executor. Knows nothing of torch.";
-  py::register_exception_translator([](std::exception_ptr p) {
-    try {
-      if (p) std::rethrow_exception(p);
-    } catch (const Error& error) {
-      raise_typed(error);
-    }
-  });
+void bind_runtime(py::module_& m) {
   py::class_<Runtime, std::shared_ptr<Runtime>>(m, "Runtime", "This process's shared segment, peers and threads.")
-      .def(py::init<size_t>(), py::arg("segment_bytes"))
+      .def(py::init<size_t, int, size_t>(), py::arg("segment_bytes"), py::arg("chips") = 0,
+           py::arg("bytes_per_chip") = 0)
+      .def_property_readonly("chips", [](const Runtime& r) { return r.memory.chips; })
+      .def(
+          "memory", [](const Runtime& r) { return py::capsule(&r.memory, kMemoryCapsule); },
+          "The table of functions over the chips' memory for hxcomm._C.")
       .def_property_readonly("address", [](const Runtime& r) { return r.endpoint->address(); })
       .def_property_readonly("nonce",
                              [](const Runtime& r) {
@@ -371,6 +351,39 @@ PYBIND11_MODULE(_core, m) {
            })
       .def_property_readonly("allocated_bytes",
                              [](const Runtime& r) { return r.endpoint->segment().allocated_bytes(); });
+}
+
+void bind_plans(py::module_& m) {
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "One rank's compiled schedule (hxcomm/schedule/plan.py).")
+      .def(py::init([](std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
+             return std::make_shared<Plan>(Plan::decode(std::move(words), hash, std::move(algorithm)));
+           }),
+           py::arg("words"), py::arg("hash"), py::arg("algorithm"))
+      .def_readonly("hash", &Plan::hash)
+      .def_readonly("algorithm", &Plan::algorithm)
+      .def_readonly("words", &Plan::words);
+  py::class_<Call>(m, "Call", "One collective call on raw memory: blocks are (address, elements).")
+      .def(py::init(&call_from), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("reduce_op") = "sum",
+           py::arg("root") = -1, py::arg("input"), py::arg("output"), py::arg("count"), py::arg("uneven") = false,
+           py::arg("factor") = 1.0, py::arg("device") = "cpu", py::arg("timeout_s") = 600.0);
+  py::class_<Op, std::shared_ptr<Op>>(m, "Op", "A posted collective. Keep its buffers alive until it has finished.")
+      .def("is_finished", [](const Op& op) { return op.finished.load(std::memory_order_acquire); });
+}
+
+}  // namespace
+}  // namespace hxcomm
+
+PYBIND11_MODULE(_core, m) {
+  using namespace hxcomm;
+  m.doc() = "hxcomm's communicator: segments, groups, plans and the executor. Knows nothing of torch.";
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& error) {
+      raise_typed(error);
+    }
+  });
+  bind_runtime(m);
   bind_plans(m);
   py::class_<PyGroup> group(m, "Group", "A group of ranks that run collectives together.");
   bind_making(group);

@@ -27,7 +27,8 @@ std::byte* map_shared(int fd, size_t nbytes) {
 
 }  // namespace
 
-Segment::Segment(size_t nbytes, const uint8_t (&nonce)[16]) : nbytes_((nbytes + kPage - 1) / kPage * kPage) {
+Segment::Segment(size_t nbytes, const uint8_t (&nonce)[16], size_t arena_bytes)
+    : control_bytes_((nbytes + kPage - 1) / kPage * kPage), nbytes_(control_bytes_ + arena_bytes) {
   fd_ = memfd_create("hxcomm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd_ < 0) fail("memfd_create");
   try {
@@ -45,7 +46,7 @@ Segment::Segment(size_t nbytes, const uint8_t (&nonce)[16]) : nbytes_((nbytes + 
   h.version = kProtocolVersion;
   h.pid = getpid();
   std::memcpy(h.nonce, nonce, sizeof(h.nonce));
-  free_[kPage] = nbytes_ - kPage;
+  free_[kPage] = control_bytes_ - kPage;
 }
 
 Segment::~Segment() {
@@ -71,7 +72,7 @@ size_t Segment::allocate(size_t nbytes) {
     allocated_ += nbytes;
     return offset;
   }
-  throw Error(ErrorKind::init, "the shared segment of " + std::to_string(nbytes_) + " bytes is full: " +
+  throw Error(ErrorKind::init, "the shared segment of " + std::to_string(control_bytes_) + " bytes is full: " +
                                    std::to_string(nbytes) + " more were asked for, " + std::to_string(allocated_) +
                                    " are allocated; destroy groups that are no longer used");
 }

@@ -18,14 +18,16 @@ namespace hxcomm {
 
 class Segment {
  public:
-  // Creates, seals and maps the memfd and writes its header. Throws Error{init} with errno's text.
-  Segment(size_t nbytes, const uint8_t (&nonce)[16]);
+  // Creates, seals and maps the memfd and writes its header. Throws Error{init} with errno's text. allocate() takes
+  // from the first `nbytes`; behind them lie `arena_bytes` for the memory of chips, which is never committed here.
+  Segment(size_t nbytes, const uint8_t (&nonce)[16], size_t arena_bytes = 0);
   ~Segment();
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
 
   int fd() const { return fd_; }
   size_t nbytes() const { return nbytes_; }
+  size_t control_bytes() const { return control_bytes_; }
   std::byte* base() const { return base_; }
   SegmentHeader& header() const { return *reinterpret_cast<SegmentHeader*>(base_); }
 
@@ -44,6 +46,7 @@ class Segment {
   Directory& directory() const { return *reinterpret_cast<Directory*>(base_ + Directory::kOffset); }
 
   int fd_ = -1;
+  size_t control_bytes_ = 0;
   size_t nbytes_ = 0;
   std::byte* base_ = nullptr;
   mutable std::mutex mutex_;

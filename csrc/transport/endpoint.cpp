@@ -53,10 +53,12 @@ void Peer::ring_if_asleep() const {
   if (doorbell.has_sleepers()) doorbell.ring();
 }
 
-Endpoint::Endpoint(size_t segment_bytes)
+Endpoint::Endpoint(size_t segment_bytes, int chips, size_t bytes_per_chip)
     : nonce_(random_nonce()),
       address_(random_address()),
-      segment_(segment_bytes, raw(nonce_)),
+      segment_(segment_bytes, raw(nonce_), static_cast<size_t>(chips) * bytes_per_chip),
+      arenas_(segment_.fd(), segment_.control_bytes(), segment_.base() + segment_.control_bytes(), chips,
+              bytes_per_chip),
       doorman_(address_, nonce_, segment_) {
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

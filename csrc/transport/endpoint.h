@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/arena.h"
 #include "core/segment.h"
 #include "transport/handshake.h"
 
@@ -34,8 +35,8 @@ struct Peer {
 
 class Endpoint {
  public:
-  // `segment_bytes` is address space, not memory. Throws Error{init}.
-  explicit Endpoint(size_t segment_bytes);
+  // `segment_bytes` is address space, not memory, as are `chips` times `bytes_per_chip` behind it. Throws Error{init}.
+  explicit Endpoint(size_t segment_bytes, int chips = 0, size_t bytes_per_chip = 0);
   ~Endpoint();
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
@@ -43,6 +44,7 @@ class Endpoint {
   const std::string& address() const { return address_; }
   const Nonce& nonce() const { return nonce_; }
   Segment& segment() { return segment_; }
+  Arenas& arenas() { return arenas_; }
 
   // The peer that listens at `address`, mapped at most once per incarnation (nonce). Throws Error{init}.
   std::shared_ptr<Peer> connect(const std::string& address, const Nonce& nonce, int timeout_ms);
@@ -74,6 +76,7 @@ class Endpoint {
   Nonce nonce_;
   std::string address_;
   Segment segment_;
+  Arenas arenas_;
   Doorman doorman_;
   int epoll_ = -1;
   int stop_event_ = -1;

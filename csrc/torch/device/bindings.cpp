@@ -1,0 +1,51 @@
+#include "torch/device/bindings.h"
+
+#include "torch/device/generator.h"
+#include "torch/device/kernels.h"
+#include "torch/device/memory.h"
+#include "torch/device/runtime.h"
+
+namespace hxcomm::device {
+namespace {
+
+void start(const py::capsule& capsule) {
+  const auto* api = capsule.get_pointer<const MemoryApi>();
+  if (std::string(capsule.name()) != kMemoryCapsule || api->version != kMemoryApiVersion)
+    throw std::runtime_error("hxcomm._core and hxcomm._C are of different builds; reinstall hxcomm");
+  start_memory(*api);
+  start_runtime();
+  start_autograd(api->chips);
+  start_operators();
+  start_kernels();
+}
+
+}  // namespace
+
+void bind(py::module_& m) {
+  m.def("device_start", &start, py::arg("memory"), "Registers the device hx with torch; once a process.");
+  m.def("device_current", &current_chip, "The chip that hx without an index means in this thread.");
+  m.def("device_exchange", &exchange_current_chip, py::arg("chip"), "Changes it and returns what it was.");
+  m.def(
+      "device_generator", [](int chip) { return default_generator(chip); }, py::arg("chip"),
+      "The chip's default generator of random numbers.");
+  m.def(
+      "device_op_counts",
+      [] {
+        py::dict counts;
+        for (const Operator* op : operators())
+          if (const uint64_t boxed = op->boxed, fast = op->fast; boxed + fast > 0)
+            counts[py::str(op->name)] = py::make_tuple(fast, boxed);
+        return counts;
+      },
+      "Operator -> (runs by its fast path, runs by the general one).");
+  m.def("device_output_copies", &output_copies, "Outputs that were copied because a kernel allocated them elsewhere.");
+  m.def("device_fallback", &set_fallback_mode, py::arg("mode"), "0: run without a fast path; 1: warn once; 2: raise.");
+  m.def(
+      "device_segment_offset",
+      [](uintptr_t data, size_t nbytes) {
+        return memory().segment_offset(memory().arenas, reinterpret_cast<const void*>(data), nbytes);
+      },
+      py::arg("data"), py::arg("nbytes"), "Where a range lies in this process's segment; -1: in no chip's memory.");
+}
+
+}  // namespace hxcomm::device
