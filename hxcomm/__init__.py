@@ -68,15 +68,15 @@ def __getattr__(name: str) -> Any:
 
 def _autoload() -> None:
     """Entry point `torch.backends`: runs inside `import torch`, registers backend and device. Never raises."""
+    try:  # the device first: the backend serves it
+        from hxcomm.device import registration
+
+        registration.register()
+    except Exception as error:  # torch would turn it into a failed `import torch`
+        warnings.warn(f"hxcomm could not register its device: {error}", RuntimeWarning, stacklevel=2)
     try:
         from hxcomm.c10d import register_backend
 
         register_backend()
-    except Exception as error:  # torch would turn it into a failed `import torch`
-        warnings.warn(f"hxcomm could not register its backend: {error}", RuntimeWarning, stacklevel=2)
-    try:
-        from hxcomm.device import registration
-
-        registration.register()
     except Exception as error:
-        warnings.warn(f"hxcomm could not register its device: {error}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"hxcomm could not register its backend: {error}", RuntimeWarning, stacklevel=2)

@@ -18,7 +18,6 @@ from torch._C._distributed_c10d import PrefixStore
 from hxcomm import build_check
 
 BACKEND = "hxcomm"
-DEVICES = ["cpu"]
 
 
 class Options(BackendBase.Options):
@@ -53,11 +52,15 @@ class Statistic(TypedDict):
 
 
 def register_backend() -> None:
-    """Makes `backend="hxcomm"` known to torch.distributed. Harmless when called twice."""
+    """Makes `backend="hxcomm"` known to torch.distributed, for cpu and, where it is registered, the device hx. Harmless
+    when called twice."""
     if not dist.is_available() or hasattr(dist.Backend, BACKEND.upper()):
         return
+    from hxcomm.device import registration
+
     default = dist.Backend.default_device_backend_map.get("cpu")
-    dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=DEVICES)
+    devices = ["cpu", registration.NAME] if registration.is_registered() else ["cpu"]
+    dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=devices)
     # Registering must not change what a program gets that does not name us.
     if default is not None:
         dist.Backend.default_device_backend_map["cpu"] = default

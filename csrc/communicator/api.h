@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "core/errors.h"  // ErrorKind: what functions return
-#include "core/types.h"   // DType, ReduceOp: codes of a call
+#include "core/types.h"   // DType, ReduceOp, DeviceKind: codes of a call
 
 namespace hxcomm {
 

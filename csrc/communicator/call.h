@@ -37,11 +37,6 @@ constexpr bool reduces(OpCode op) {
   return op == OpCode::all_reduce || op == OpCode::reduce || op == OpCode::reduce_scatter;
 }
 
-// Where the blocks of a call lie: `hx` memory is in the rank's own segment, so that peers reach it; `cpu` is anywhere.
-enum class DeviceKind : uint8_t { cpu = 0, hx = 1 };
-constexpr int kDeviceKinds = 2;
-const char* device_name(DeviceKind device);
-
 // The blocks of one buffer. One is kept in place, because that is what all_reduce has, and an allocation costs as much
 // as a tenth of a whole small operation.
 class Blocks {

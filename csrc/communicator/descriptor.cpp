@@ -75,8 +75,6 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 
 const char* op_name(OpCode op) { return kOpNames[static_cast<int>(op)]; }
 
-const char* device_name(DeviceKind device) { return device == DeviceKind::hx ? "hx" : "cpu"; }
-
 void write_descriptor(Descriptor& d, const Op& op, int world_size, const std::byte* segment) {
   const Call& call = op.call;
   d.sequence = op.sequence;

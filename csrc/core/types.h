@@ -95,4 +95,9 @@ constexpr bool has_meaning(DType dtype, ReduceOp op) {
   }
 }
 
+// Where the blocks of a call lie: `hx` memory is in the rank's own segment, so that peers reach it; `cpu` is anywhere.
+enum class DeviceKind : uint8_t { cpu = 0, hx = 1 };
+constexpr int kDeviceKinds = 2;
+inline const char* device_name(DeviceKind device) { return device == DeviceKind::hx ? "hx" : "cpu"; }
+
 }  // namespace hxcomm

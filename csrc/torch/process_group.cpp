@@ -72,7 +72,11 @@ void ProcessGroup::refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::mi
 
 void ProcessGroup::run(Tensors& tensors, std::chrono::milliseconds timeout) {
   const ApiCall call = tensors.call(timeout);
-  if (const int kind = api_->run(group_, &call); kind != 0) throw_typed(kind, api_->message());
+  if (const int kind = api_->run(group_, &call); kind != 0) {
+    const std::string message = api_->message();
+    keep_if_peers_may_touch(*api_, group_, kind, {&tensors, 1});
+    throw_typed(kind, message);
+  }
   tensors.copy_back();
 }
 

@@ -110,8 +110,11 @@ void Tensors::set_factor(const c10d::ReduceOp& op) {
 void Tensors::check(const at::Tensor& tensor) {
   if (!tensor.defined()) return fail("a tensor is not defined");
   if (tensor.layout() != at::kStrided) return fail("a tensor is sparse; hxcomm takes dense (strided) tensors");
-  if (!tensor.device().is_cpu())
-    return fail("a tensor is on " + tensor.device().str() + "; this group serves cpu tensors");
+  const bool hx = tensor.device().is_privateuseone();
+  if (!hx && !tensor.device().is_cpu())
+    return fail("a tensor is on " + tensor.device().str() + "; this group serves cpu and hx tensors");
+  if (has_dtype_ && hx != is_hx()) return fail("tensors of devices cpu and hx in one call");
+  call_.device = static_cast<int>(hx ? DeviceKind::hx : DeviceKind::cpu);
   const std::optional<DType> dtype = dtype_of(tensor.scalar_type());
   if (!dtype)
     return fail(std::string("dtype ") + c10::toString(tensor.scalar_type()) + " is not supported; hxcomm has " +

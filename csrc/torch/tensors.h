@@ -74,6 +74,7 @@ class Tensors {
   // Fills what stood behind temporaries. Throws what torch throws.
   void copy_back();
   const char* name() const { return name_; }
+  bool is_hx() const { return call_.device == static_cast<int>(DeviceKind::hx); }
   // What the profiler shows the shapes of: inputs; of a recv, which has none, what it receives into.
   c10::ArrayRef<at::Tensor> shown() const { return call_.op == kRecv ? results_ : read_; }
   std::vector<at::Tensor> outputs() const { return {results_.begin(), results_.end()}; }

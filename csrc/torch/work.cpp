@@ -28,6 +28,15 @@ struct Work::Context {
   }
 };
 
+void keep_if_peers_may_touch(const Api& api, void* group, int kind, c10::ArrayRef<Tensors> calls) {
+  const bool touched =
+      kind != 0 && kind != static_cast<int>(ErrorKind::usage) && kind != static_cast<int>(ErrorKind::mismatch);
+  if (!touched || std::none_of(calls.begin(), calls.end(), [](const Tensors& call) { return call.is_hx(); })) return;
+  api.keep(
+      group, [](void* kept) { delete static_cast<std::vector<Tensors>*>(kept); },
+      new std::vector<Tensors>(calls.vec()));
+}
+
 Work::Work(int rank, c10d::OpType type, std::vector<at::Tensor> results)
     : c10d::Work(rank, type), results_(std::move(results)), ended_(true) {}
 
@@ -95,6 +104,7 @@ void Work::call_ended(int kind, const char* message) {
     future_->setError(error);
   else
     future_->markCompleted(c10::IValue(results_));
+  keep_if_peers_may_touch(*api_, group_, error_kind_, calls_);
   calls_.clear();  // whoever keeps the Work need not keep the inputs
   finish_ = nullptr;
 }
