@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgpack
 
-from hxcomm import _core, environment
+from hxcomm import _core, environment, segment_contents
 
 # Address space, not memory: what is allocated in it is committed, the rest costs nothing.
 SEGMENT_BYTES = 16 << 30
@@ -95,7 +95,6 @@ class Hello:
 
 _runtime: _core.Runtime | None = None
 _runtime_pid = 0
-_has_chips = False
 _runtime_lock = threading.Lock()
 
 
@@ -110,12 +109,6 @@ def _stop_background(of: _core.Runtime, pid: int) -> None:
         of.stop_background()
 
 
-def with_chips() -> None:
-    """The process's segment, which is made later, is to hold the memory of HXCOMM_CHIPS chips, too."""
-    global _has_chips
-    _has_chips = True
-
-
 def runtime() -> _core.Runtime:
     """This process's segment and threads, made at the first call. A forked child gets its own."""
     global _runtime, _runtime_pid
@@ -126,7 +119,7 @@ def runtime() -> _core.Runtime:
                 _core.set_reduce_isa(isa)
             if (failpoint := environment.FAILPOINT.get()) is not None:
                 _core.arm_failpoint(failpoint)
-            chips = environment.CHIPS.get() if _has_chips else 0
+            chips = environment.CHIPS.get() if segment_contents.has_chips else 0
             _runtime = _core.Runtime(SEGMENT_BYTES, chips, environment.HBM.get() if chips else 0)
             _runtime_pid = os.getpid()
             if "callsite" in environment.TRACE.get():

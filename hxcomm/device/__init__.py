@@ -1,8 +1,8 @@
 """`torch.hx`: the simulated chips as a torch device, with the interface that torch.cuda has.
 
 Tensors live in this process's shared segment, where peers can read them; operations run as torch's CPU kernels on the
-same bytes, and are finished when they return. torch imports this module as `torch.hx`; nothing is allocated and no
-extension is loaded before the device is first used. Knows nothing of collectives.
+same bytes, and are finished when they return. torch imports this module as `torch.hx`; nothing is
+allocated before the device is first used. Knows nothing of collectives.
 
     >>> import torch
     >>> x = torch.ones(3, device="hx")

@@ -1,6 +1,6 @@
 """When the device is made: at the first use, not at `import torch`. Also what it counts.
 
-torch calls `_lazy_init()` before it makes the first tensor; everything here that needs the device calls `init()`.
+torch calls `_lazy_init()` before it makes the first tensor; all that needs the device calls `init()`, C++ included.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import threading
 from typing import Any, TypedDict
 
-from hxcomm import bootstrap, environment
+from hxcomm import environment
 
 FALLBACK_MODES = {"run": 0, "warn": 1, "raise": 2}
 
@@ -38,7 +38,7 @@ def init() -> None:
             )
         if _pid is not None:
             return
-        from hxcomm import _C
+        from hxcomm import _C, bootstrap
 
         fallback = FALLBACK_MODES[environment.FALLBACK.get()]
         environment.warn_about_unknown()

@@ -16,7 +16,7 @@ from torch.utils.backend_registration import (
     rename_privateuse1_backend,
 )
 
-from hxcomm import bootstrap, build_check, environment
+from hxcomm import build_check, environment, segment_contents
 
 NAME = "hx"
 _UNNAMED = "privateuseone"
@@ -51,18 +51,19 @@ def problem() -> str | None:
 
 
 def register() -> bool:
-    """Gives torch's free device the name hx and `torch.hx`, unless `problem()` says why not. Loads no extension."""
+    """Gives torch's free device the name hx and `torch.hx`, unless `problem()` says why not. Makes nothing yet."""
     if is_registered():
         return True
     if problem() is not None:
         return False
-    from hxcomm import device
+    from hxcomm import _C, device
 
     rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, sys.modules[device.__name__])  # type: ignore[no-untyped-call]
     generate_methods_for_privateuse1_backend(for_storage=True)
     torch.Tensor.__dlpack_device__ = _dlpack_device_after(torch.Tensor.__dlpack_device__)  # type: ignore[method-assign]
-    bootstrap.with_chips()
+    _C.device_prepare()
+    segment_contents.has_chips = True
     return True
 
 

@@ -13,16 +13,29 @@ void start(const py::capsule& capsule) {
   if (std::string(capsule.name()) != kMemoryCapsule || api->version != kMemoryApiVersion)
     throw std::runtime_error("hxcomm._core and hxcomm._C are of different builds; reinstall hxcomm");
   start_memory(*api);
-  start_runtime();
   start_autograd(api->chips);
   start_operators();
   start_kernels();
+  start_autocast();
 }
 
 }  // namespace
 
+void ensure_started() {
+  if (C10_LIKELY(is_started())) return;
+  const py::gil_scoped_acquire gil;
+  py::module_::import("hxcomm.device.lifecycle").attr("init")();
+}
+
 void bind(py::module_& m) {
-  m.def("device_start", &start, py::arg("memory"), "Registers the device hx with torch; once a process.");
+  m.def(
+      "device_prepare",
+      [] {
+        prepare_memory();
+        prepare_runtime();
+      },
+      "Registers with torch what makes the device at its first use; once a process, in `import torch`.");
+  m.def("device_start", &start, py::arg("memory"), "Makes the device; once a process.");
   m.def("device_current", &current_chip, "The chip that hx without an index means in this thread.");
   m.def("device_exchange", &exchange_current_chip, py::arg("chip"), "Changes it and returns what it was.");
   m.def(

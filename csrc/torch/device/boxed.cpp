@@ -107,8 +107,6 @@ void run_boxed(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::ji
 void start_kernels() {
   static torch::Library fallback(torch::Library::IMPL, "_", DispatchKey::PrivateUse1, __FILE__, __LINE__);
   fallback.fallback(torch::CppFunction::makeFromBoxedFunction<&run_boxed>());
-  static torch::Library autocast(torch::Library::IMPL, "_", DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
-  autocast.fallback(torch::CppFunction::makeFallthrough());
   static torch::Library direct(torch::Library::IMPL, "aten", DispatchKey::PrivateUse1, __FILE__, __LINE__);
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {

@@ -122,6 +122,7 @@ std::mutex default_host_mutex;  // of CPU's default generator, against other thr
 }  // namespace
 
 const at::Generator& default_generator(int chip) {
+  ensure_started();
   static const auto* generators = [] {
     auto* all = new std::vector<at::Generator>;
     for (int i = 0; i < memory().chips; ++i) all->push_back(at::make_generator<HxGenerator>(i));

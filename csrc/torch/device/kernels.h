@@ -88,7 +88,8 @@ class HostCall {
 // Any operator, by its stack. The kernel of all that have no fast path.
 void run_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack);
 
-void start_kernels();    // kernels.cpp: the fallback
+void start_kernels();    // boxed.cpp: the fallback
 void start_operators();  // operators.cpp: the fast paths
+void start_autocast();   // autocast.cpp
 
 }  // namespace hxcomm::device

@@ -32,6 +32,11 @@ std::string in_units(uint64_t nbytes) {
   return text;
 }
 
+void check_chip(int chip) {
+  TORCH_CHECK(chip >= 0 && chip < table.chips, "there is no hx:", chip, "; this process has ", table.chips,
+              " chips (HXCOMM_CHIPS)");
+}
+
 [[noreturn]] void out_of_memory(int chip, size_t nbytes) {
   MemoryStatistics s{};
   table.statistics(table.arenas, chip, &s);
@@ -66,6 +71,7 @@ c10::CachingAllocator::StatArray stat_from(const MemoryCounter& from) {
 class ChipAllocator final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t nbytes) override {
+    ensure_started();
     const int chip = current_chip();
     return allocate_on(chip, nbytes, c10::Device(kHx, static_cast<c10::DeviceIndex>(chip)));
   }
@@ -78,8 +84,7 @@ class ChipAllocator final : public c10::DeviceAllocator {
   // Operations are finished when they return, so a block's last use on any stream is over when it is released.
   void recordStream(const c10::DataPtr&, c10::Stream) override {}
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex chip) override {
-    MemoryStatistics s{};
-    table.statistics(table.arenas, chip, &s);
+    const MemoryStatistics s = statistics(chip);
     c10::CachingDeviceAllocator::DeviceStats stats;
     stats.allocation = stat_from(s.allocations);
     stats.segment = stat_from(s.segments);
@@ -93,12 +98,22 @@ class ChipAllocator final : public c10::DeviceAllocator {
     stats.num_device_free = s.segments.removed;
     return stats;
   }
-  void resetAccumulatedStats(c10::DeviceIndex chip) override { table.reset_totals(table.arenas, chip); }
-  void resetPeakStats(c10::DeviceIndex chip) override { table.reset_peaks(table.arenas, chip); }
+  void resetAccumulatedStats(c10::DeviceIndex chip) override {
+    statistics(chip), table.reset_totals(table.arenas, chip);
+  }
+  void resetPeakStats(c10::DeviceIndex chip) override { statistics(chip), table.reset_peaks(table.arenas, chip); }
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex chip) override {
+    const MemoryStatistics s = statistics(chip);
+    return {table.nbytes - static_cast<size_t>(s.active_bytes.current), table.nbytes};
+  }
+
+ private:
+  static MemoryStatistics statistics(int chip) {
+    ensure_started();
+    check_chip(chip);
     MemoryStatistics s{};
     table.statistics(table.arenas, chip, &s);
-    return {table.nbytes - static_cast<size_t>(s.active_bytes.current), table.nbytes};
+    return s;
   }
 };
 
@@ -173,13 +188,16 @@ void PinnedAllocator::release_pinned(void* block) {
 
 }  // namespace
 
+void prepare_memory() { c10::SetAllocator(kHx, &chips()); }
+
 void start_memory(const MemoryApi& api) {
   table = api;
   proxy = new HostProxy(c10::GetAllocator(c10::DeviceType::CPU));
   pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
-  c10::SetAllocator(kHx, &chips());
   c10::SetCPUAllocator(proxy, /*priority=*/100);
 }
+
+bool is_started() { return proxy != nullptr; }
 
 const MemoryApi& memory() { return table; }
 
@@ -192,8 +210,8 @@ void check_not_forked() {
 int current_chip() { return thread_chip; }
 
 int exchange_current_chip(int chip) {
-  TORCH_CHECK(chip >= 0 && chip < table.chips, "there is no hx:", chip, "; this process has ", table.chips,
-              " chips (HXCOMM_CHIPS)");
+  ensure_started();
+  check_chip(chip);
   return std::exchange(thread_chip, chip);
 }
 
@@ -203,7 +221,10 @@ int exchange_kernel_chip(int chip) { return std::exchange(kernel_chip, chip); }
 
 c10::DeviceAllocator* chip_allocator() { return &chips(); }
 c10::Allocator* host_allocator() { return proxy; }
-c10::Allocator* pinned_allocator() { return &pinned(); }
-bool is_pinned(const void* data) { return pinned().owns(data); }
+c10::Allocator* pinned_allocator() {
+  ensure_started();
+  return &pinned();
+}
+bool is_pinned(const void* data) { return is_started() && pinned().owns(data); }
 
 }  // namespace hxcomm::device

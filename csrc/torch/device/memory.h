@@ -11,8 +11,12 @@ namespace hxcomm::device {
 
 constexpr c10::DeviceType kHx = c10::DeviceType::PrivateUse1;
 
-// Takes the table and registers the allocators. Once, before anything else here.
+// Registers the allocator of hx; the device is made when it is first asked.
+void prepare_memory();
+// Takes the table. Once, before anything else below.
 void start_memory(const MemoryApi& api);
+bool is_started();
+void ensure_started();  // calls Python to make the device, where it is not made yet
 const MemoryApi& memory();
 
 inline bool in_chip_memory(const void* data) {

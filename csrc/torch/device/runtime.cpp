@@ -32,7 +32,9 @@ struct Event {
   int64_t recorded_ns = 0;
 };
 
-// Every operation is finished when its call returns, so every stream is always idle, and an event is its time.
+// Registered in `import torch`, before there is a device: until then it says that there are no chips, so torch's
+// autograd starts no threads for them, and what needs the device makes it. Every operation is finished when its call
+// returns, so every stream is always idle, and an event is its time.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kHx; }
   c10::Device exchangeDevice(c10::Device device) const override { return hx(exchange_current_chip(of(device))); }
@@ -44,10 +46,14 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return static_cast<c10::DeviceIndex>(memory().chips); }
 
   c10::Stream getStream(c10::Device device) const override {
+    ensure_started();
     return stream(device, thread_streams[static_cast<size_t>(of(device))]);
   }
   c10::Stream getDefaultStream(c10::Device device) const override { return stream(device, 0); }
-  c10::Stream getNewStream(c10::Device device, int) const override { return stream(device, ++last_stream); }
+  c10::Stream getNewStream(c10::Device device, int) const override {
+    ensure_started();
+    return stream(device, ++last_stream);
+  }
   c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getNewStream(device, 0); }
   c10::Stream exchangeStream(c10::Stream s) const override {
     c10::StreamId& current = thread_streams[static_cast<size_t>(of(s.device()))];
@@ -58,6 +64,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(c10::DeviceIndex) const override {}
 
   void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {
+    ensure_started();
     if (*event == nullptr) *event = new Event;
     static_cast<Event*>(*event)->recorded_ns = now_ns();
   }
@@ -82,8 +89,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return memory().chips > 0; }
-  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool hasPrimaryContext(c10::DeviceIndex) const override { return is_started(); }
+  void init() const override { ensure_started(); }
   c10::DeviceIndex deviceCount() const override { return static_cast<c10::DeviceIndex>(memory().chips); }
   void setCurrentDevice(c10::DeviceIndex chip) const override { set_current_chip(chip); }
   c10::DeviceIndex getCurrentDevice() const override { return static_cast<c10::DeviceIndex>(current_chip()); }
@@ -96,6 +104,7 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   const at::Generator& getDefaultGenerator(c10::DeviceIndex chip) const override { return default_generator(chip); }
   at::Generator getNewGenerator(c10::DeviceIndex chip) const override { return new_generator(chip); }
   at::Device getDeviceFromPtr(void* data) const override {
+    ensure_started();
     TORCH_CHECK(in_chip_memory(data), "the address does not lie in the memory of a chip");
     const auto offset = static_cast<uint64_t>(static_cast<char*>(data) - memory().base);
     return {kHx, static_cast<c10::DeviceIndex>(offset / memory().nbytes)};
@@ -111,7 +120,7 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 
 }  // namespace
 
-void start_runtime() {
+void prepare_runtime() {
   static Guard guard;
   static c10::impl::DeviceGuardImplRegistrar registrar(kHx, &guard);
   at::RegisterPrivateUse1HooksInterface(new Hooks);

@@ -3,7 +3,7 @@
 
 namespace hxcomm::device {
 
-void start_runtime();            // once, after start_memory()
-void start_autograd(int chips);  // once, after start_runtime()
+void prepare_runtime();          // in `import torch`
+void start_autograd(int chips);  // when the device is made
 
 }  // namespace hxcomm::device

@@ -1,0 +1,20 @@
+"""What opinfo.py does not expect to agree between hx and CPU, as data with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Exception_:
+    """Why an operator differs; dtypes empty: all of them."""
+
+    reason: str
+    dtypes: tuple[str, ...] = ()
+
+
+# Results whose contents are what memory held before: compared in shape, dtype and strides only.
+UNINITIALIZED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
+
+# (operator, forward | gradient | any)
+EXCEPTIONS: dict[tuple[str, str], Exception_] = {}
