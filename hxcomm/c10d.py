@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend as BackendBase
 from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import BackendConfig
 
 from hxcomm import build_check
 
@@ -64,6 +66,21 @@ def register_backend() -> None:
     # Registering must not change what a program gets that does not name us.
     if default is not None:
         dist.Backend.default_device_backend_map["cpu"] = default
+        BackendConfig.__init__ = _nameless_as_without_hx(BackendConfig.__init__, default)  # type: ignore[method-assign]
+
+
+def _nameless_as_without_hx(original: Callable[..., None], cpu_backend: str) -> Callable[..., None]:
+    """torch gives a group without a named backend that of the default accelerator only, and CPU tensors none.
+
+    Where that accelerator is hx, such a group is what it would be without hx: CPU's.
+    """
+
+    def __init__(self: BackendConfig, backend: Any) -> None:  # noqa: N807
+        nameless = str(backend) == dist.Backend.UNDEFINED
+        accelerator = torch.accelerator.current_accelerator() if nameless else None
+        original(self, f"cpu:{cpu_backend}" if accelerator is not None and accelerator.type == "hx" else backend)
+
+    return __init__
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from opinfo_exceptions import ARGUMENTS_ON_CPU, EXCEPTIONS, UNINITIALIZED
 from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+from torch.testing._internal.opinfo.core import OpInfo
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
-
-from opinfo_exceptions import EXCEPTIONS, UNINITIALIZED
 
 SAMPLES = 4
 SEED = 2026
@@ -96,7 +95,8 @@ def dense(value: Any) -> bool:
 
 def call(op: OpInfo, sample: Any, move: Callable[[Any], Any]) -> tuple[Any, Any]:
     """The operator's result, and the arguments it was given."""
-    arguments = move((sample.input, sample.args, {name: value for name, value in sample.kwargs.items()}))
+    others: tuple[Any, Any] = (sample.args, dict(sample.kwargs))
+    arguments = (move(sample.input), *(copy_of(others) if op.name in ARGUMENTS_ON_CPU else move(others)))
     if move is to_hx:
         arguments = tree_map(on_device, arguments)
     torch.manual_seed(SEED)
@@ -253,7 +253,7 @@ def main() -> int:
     text = report(outcomes) + f"\nOutputs that were copied: {copies}\n"
     print(text)
     if options.write:
-        head = "# Operators on hx, held against CPU\n\nWritten by `python scripts/opinfo.py --write docs/opinfo.md`.\n\n"
+        head = "# Operators on hx, held against CPU\n\nWritten by `python scripts/opinfo.py --write`.\n\n"
         options.write.write_text(head + text)
     return 1 if any(o.problem and not o.reason for o in outcomes) else 0
 

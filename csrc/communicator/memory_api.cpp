@@ -21,7 +21,8 @@ MemoryApi memory_api(Arenas& arenas) {
       .allocate = [](void* a, int chip, size_t nbytes) { return arena(a, chip).allocate(nbytes); },
       .release =
           [](void* a, void* block) {
-            if (const int chip = static_cast<Arenas*>(a)->chip_of(block); chip >= 0) arena(a, chip).release(block);
+            const int chip = static_cast<Arenas*>(a)->chip_of(block);
+            return chip >= 0 ? arena(a, chip).release(block) : 0;
           },
       .trim = [](void* a, int chip) { return arena(a, chip).trim(); },
       .statistics =

@@ -27,7 +27,7 @@ struct MemoryApi {
   char* base;
   void* arenas;                                              // the first argument of each function
   void* (*allocate)(void* arenas, int chip, size_t nbytes);  // nullptr: no memory
-  void (*release)(void* arenas, void* block);
+  size_t (*release)(void* arenas, void* block);              // returns the bytes that were asked for
   size_t (*trim)(void* arenas, int chip);
   void (*statistics)(void* arenas, int chip, MemoryStatistics* statistics);
   void (*reset_peaks)(void* arenas, int chip);

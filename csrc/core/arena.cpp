@@ -167,23 +167,25 @@ void Arena::reserve(const Block& block) {
   }
 }
 
-void Arena::release(void* data) {
-  if (data == nullptr) return;
+size_t Arena::release(void* data) {
+  if (data == nullptr) return 0;
   const std::lock_guard lock(mutex_);
   const auto granule = static_cast<size_t>(static_cast<std::byte*>(data) - base_) / kAlignment;
   const Index index = starts_[granule] - 1;
-  if (index == kNone || blocks_[index].state != State::allocated) return;
+  if (index == kNone || blocks_[index].state != State::allocated) return 0;
   Block& block = blocks_[index];
   starts_[granule] = 0;
   subtract(statistics_.allocations, 1);
   subtract(statistics_.allocated_bytes, size_t{block.size} * kAlignment);
-  subtract(statistics_.requested_bytes, block.requested);
+  const size_t requested = block.requested;
+  subtract(statistics_.requested_bytes, requested);
   if (holders_.empty()) {
     free_block(index);
   } else {
     block.state = State::held;
     held_.push_back({index, last_token_});
   }
+  return requested;
 }
 
 void Arena::free_block(Index index) {

@@ -46,8 +46,9 @@ class Arena {
 
   // nullptr when no free range is large enough, and for nbytes 0. Contents are what was there before. Thread-safe.
   void* allocate(size_t nbytes);
-  // `block` is what allocate() returned. While anybody holds, the block stays active and is reused only later.
-  void release(void* block);
+  // `block` is what allocate() returned. While anybody holds, the block stays active and is reused only later. Returns
+  // the bytes that were asked for.
+  size_t release(void* block);
 
   // Blocks that are released after hold() are kept until unhold() of the token, so a peer may go on reading them.
   uint64_t hold();

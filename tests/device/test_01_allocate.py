@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,8 +60,8 @@ def test_memory_is_counted_as_on_cuda() -> None:
 
 def test_only_touched_memory_takes_memory_and_empty_cache_gives_it_back() -> None:
     def resident() -> int:  # pages of shared memory
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("RssShmem")) << 10
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssShmem")) << 10
 
     before = resident()
     x = torch.empty(8 << 30, dtype=torch.uint8, device="hx:6")

@@ -14,6 +14,7 @@ void start(const py::capsule& capsule) {
     throw std::runtime_error("hxcomm._core and hxcomm._C are of different builds; reinstall hxcomm");
   start_memory(*api);
   start_autograd(api->chips);
+  start_profiler();
   start_operators();
   start_kernels();
   start_autocast();

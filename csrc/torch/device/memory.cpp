@@ -17,9 +17,20 @@ std::atomic<bool> forked{false};
 thread_local int thread_chip = 0;
 thread_local int kernel_chip = -1;
 
+void report(void* block, int64_t nbytes) {
+  const auto chip = static_cast<int>(static_cast<uint64_t>(static_cast<char*>(block) - table.base) / table.nbytes);
+  MemoryStatistics s{};
+  table.statistics(table.arenas, chip, &s);
+  c10::reportMemoryUsageToProfiler(block, nbytes, static_cast<size_t>(s.allocated_bytes.current),
+                                   static_cast<size_t>(s.reserved_bytes.current),
+                                   c10::Device(kHx, static_cast<c10::DeviceIndex>(chip)));
+}
+
 void release(void* block) {
   // A forked child inherits tensors, but not the memory, and perhaps a lock that nobody there will release.
-  if (!forked.load(std::memory_order_relaxed)) table.release(table.arenas, block);
+  if (forked.load(std::memory_order_relaxed)) return;
+  const size_t nbytes = table.release(table.arenas, block);
+  if (C10_UNLIKELY(c10::memoryProfilingEnabled())) report(block, -static_cast<int64_t>(nbytes));
 }
 
 std::string in_units(uint64_t nbytes) {
@@ -55,6 +66,7 @@ c10::DataPtr allocate_on(int chip, size_t nbytes, c10::Device label) {
   if (nbytes == 0) return {nullptr, label};
   void* block = table.allocate(table.arenas, chip, nbytes);
   if (C10_UNLIKELY(block == nullptr)) out_of_memory(chip, nbytes);
+  if (C10_UNLIKELY(c10::memoryProfilingEnabled())) report(block, static_cast<int64_t>(nbytes));
   return {block, block, &release, label};
 }
 

@@ -128,6 +128,9 @@ at::Tensor copy_from(const at::Tensor& self, const at::Tensor& to, bool non_bloc
   return to;
 }
 
+// Every operation is finished when its call returns: no stream still uses a tensor.
+void record_stream(at::Tensor&, c10::Stream) {}
+
 // torch has no CPU kernel for products with another result dtype; kernels that are written for accelerators use them.
 at::Tensor mm_dtype(const at::Tensor& a, const at::Tensor& b, at::ScalarType dtype) {
   return at::mm(a.to(dtype), b.to(dtype));
@@ -166,6 +169,7 @@ void register_own(torch::Library& m) {
   m.impl("_reshape_alias", &at::native::_reshape_alias);
   m.impl("copy_", &copy_);
   m.impl("_copy_from", &copy_from);
+  m.impl("record_stream", &record_stream);
   m.impl("mm.dtype", &mm_dtype);
   m.impl("bmm.dtype", &bmm_dtype);
   m.impl("addmm.dtype", &addmm_dtype);

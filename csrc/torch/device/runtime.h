@@ -5,5 +5,6 @@ namespace hxcomm::device {
 
 void prepare_runtime();          // in `import torch`
 void start_autograd(int chips);  // when the device is made
+void start_profiler();           // the same
 
 }  // namespace hxcomm::device
