@@ -20,4 +20,18 @@ UNINITIALIZED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_
 ARGUMENTS_ON_CPU = {"tensor_split"}
 
 # (operator, forward | gradient | any)
-EXCEPTIONS: dict[tuple[str, str], Allowed] = {}
+EXCEPTIONS: dict[tuple[str, str], Allowed] = {
+    **{
+        (f"nn.functional.linear_cross_entropy{variant}", "any"): Allowed(
+            "torch chooses how this loss accumulates by a table with rows for device types, and hx has no row; the "
+            "results differ in the last bits of 16-bit floats",
+            ("float16", "bfloat16"),
+        )
+        for variant in (".chunked", ".chunked_none")
+    },
+    ("nn.functional.mish", "gradient"): Allowed(
+        "torch computes mish's gradient from other operators on devices without a kernel of their own, and rounds "
+        "each step to 16 bits",
+        ("float16",),
+    ),
+}

@@ -12,6 +12,8 @@ allocated before the device is first used. Knows nothing of collectives.
 
 from __future__ import annotations
 
+from typing import Any
+
 from hxcomm.device import amp
 from hxcomm.device.chips import (
     Properties,
@@ -122,3 +124,20 @@ __all__ = [
     "stream",
     "synchronize",
 ]
+
+
+# What inductor asks the module of a device for.
+_COMPILING = {
+    "Scheduling": "Scheduling",
+    "PythonWrapperCodegen": "Wrapper",
+    "CppWrapperCodegen": "NoCppWrapper",
+    "WrapperFxCodegen": "NoCppWrapper",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _COMPILING:
+        raise AttributeError(f"module 'torch.hx' has no attribute {name!r}")
+    from hxcomm.device import compiling
+
+    return getattr(compiling, _COMPILING[name])
