@@ -304,7 +304,9 @@ void bind_floors(py::class_<PyGroup>& group) {
 }
 
 void bind_runtime(py::module_& m) {
-  py::class_<Runtime, std::shared_ptr<Runtime>>(m, "Runtime", "This process's shared segment, peers and threads.")
+  py::class_<Runtime, std::shared_ptr<Runtime>> runtime(m, "Runtime",
+                                                        "This process's shared segment, peers and threads.");
+  runtime
       .def(py::init<size_t, int, size_t>(), py::arg("segment_bytes"), py::arg("chips") = 0,
            py::arg("bytes_per_chip") = 0)
       .def_property_readonly("chips", [](const Runtime& r) { return r.memory.chips; })

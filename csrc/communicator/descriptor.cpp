@@ -99,7 +99,9 @@ void write_descriptor(Descriptor& d, const Op& op, int world_size, const std::by
   const auto put_extents = [&](const Blocks& blocks, Extent* to) {
     const size_t n = std::min(blocks.size(), static_cast<size_t>(world_size));
     for (size_t i = 0; i < n; ++i)
-      to[i] = {op.mapped() ? static_cast<uint64_t>(blocks[i].data - segment) : 0, blocks[i].count};
+      // An empty tensor may have no memory at all.
+      to[i] = {op.mapped() && blocks[i].count > 0 ? static_cast<uint64_t>(blocks[i].data - segment) : 0,
+               blocks[i].count};
     return static_cast<uint16_t>(n);
   };
   d.n_input = put_extents(call.input, inputs_at(d));

@@ -42,9 +42,6 @@ Arena::Arena(int fd, size_t offset, std::byte* base, size_t nbytes)
   if (nbytes == 0 || nbytes % kPiece != 0 || granules >= kNone)
     throw Error(ErrorKind::usage,
                 "a chip's memory is a multiple of 2 MiB and less than 1 TiB, not " + std::to_string(nbytes) + " bytes");
-  // calloc leaves the zero pages of so large a table to the kernel, which makes them when they are touched.
-  starts_.reset(static_cast<Index*>(std::calloc(granules, sizeof(Index))));
-  if (starts_ == nullptr) throw Error(ErrorKind::init, "no memory for the table of a chip's blocks");
   for (auto& list : lists_) list.fill(kNone);
   reserved_.resize(nbytes / kPiece);
   const Index all = make_block();
@@ -134,6 +131,12 @@ Arena::Index Arena::split(Index index, uint32_t size) {
 void* Arena::allocate(size_t nbytes) {
   if (nbytes == 0) return nullptr;
   const std::lock_guard lock(mutex_);
+  if (starts_ == nullptr) {
+    // Made only for chips that are used. calloc leaves the zero pages of so large a table (1/64 of the chip's memory)
+    // to the kernel, which makes them when they are touched.
+    starts_.reset(static_cast<Index*>(std::calloc(nbytes_ / kAlignment, sizeof(Index))));
+    if (starts_ == nullptr) return nullptr;
+  }
   const size_t granules = (nbytes + kAlignment - 1) / kAlignment;
   Index index = nbytes <= nbytes_ ? find(static_cast<uint32_t>(granules)) : kNone;
   if (index == kNone) {
@@ -168,8 +171,8 @@ void Arena::reserve(const Block& block) {
 }
 
 size_t Arena::release(void* data) {
-  if (data == nullptr) return 0;
   const std::lock_guard lock(mutex_);
+  if (data == nullptr || starts_ == nullptr) return 0;
   const auto granule = static_cast<size_t>(static_cast<std::byte*>(data) - base_) / kAlignment;
   const Index index = starts_[granule] - 1;
   if (index == kNone || blocks_[index].state != State::allocated) return 0;
