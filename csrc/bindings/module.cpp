@@ -288,12 +288,15 @@ void bind_floors(py::class_<PyGroup>& group) {
   group
       .def(
           "floor_all_reduce",
-          [](PyGroup& self, uint64_t nbytes, const std::string& dtype, int iterations, bool touched) {
+          [](PyGroup& self, uint64_t nbytes, const std::string& dtype, int iterations, bool touched,
+             const std::string& device) {
             const DType code = code_of<DType>(dtype, kDTypes, dtype_name, "dtype");
+            const auto where = code_of<DeviceKind>(device, kDeviceKinds, device_name, "device");
             const py::gil_scoped_release nogil;
-            return Floor::all_reduce_seconds(*self.group(), nbytes, code, iterations, touched);
+            return Floor::all_reduce_seconds(*self.group(), nbytes, code, iterations, touched, where);
           },
-          py::kw_only(), py::arg("nbytes"), py::arg("dtype"), py::arg("iterations"), py::arg("touched"))
+          py::kw_only(), py::arg("nbytes"), py::arg("dtype"), py::arg("iterations"), py::arg("touched"),
+          py::arg("device") = "cpu")
       .def(
           "floor_hand_over",
           [](PyGroup& self, int iterations) {

@@ -20,25 +20,34 @@ constexpr int kMaxBlocks = 64;
 constexpr int64_t kTimeoutNs = 60'000'000'000;
 
 // Words that begin where torch's tensors do, at a cache line: the copy from malloc's memory, 16 bytes into one, to
-// scratch is another one (core/reduce.cpp) and would not be the floor of what programs do.
+// scratch is another one (core/reduce.cpp) and would not be the floor of what programs do. With a segment they lie in
+// it, as tensors of device hx do.
 class Buffer {
  public:
-  explicit Buffer(uint64_t nbytes)
-      : n_((nbytes + 63) / 64 * 8), words_(static_cast<uint64_t*>(std::aligned_alloc(64, n_ * sizeof(uint64_t)))) {
-    if (!words_) throw Error(ErrorKind::usage, "no memory for a buffer of " + std::to_string(nbytes) + " bytes");
+  explicit Buffer(uint64_t nbytes, Segment* segment = nullptr) : n_((nbytes + 63) / 64 * 8), segment_(segment) {
+    if (segment != nullptr) {
+      offset_ = segment->allocate(n_ * sizeof(uint64_t));
+      words_ = reinterpret_cast<uint64_t*>(segment->base() + offset_);
+    } else {
+      words_ = static_cast<uint64_t*>(std::aligned_alloc(64, n_ * sizeof(uint64_t)));
+      if (words_ == nullptr)
+        throw Error(ErrorKind::usage, "no memory for a buffer of " + std::to_string(nbytes) + " bytes");
+    }
     clear();
   }
-  void clear() { std::memset(words_.get(), 0, n_ * sizeof(uint64_t)); }
-  std::byte* data() const { return reinterpret_cast<std::byte*>(words_.get()); }
-  const uint64_t* begin() const { return words_.get(); }
-  const uint64_t* end() const { return words_.get() + n_; }
+  ~Buffer() { segment_ != nullptr ? segment_->release(offset_, n_ * sizeof(uint64_t)) : std::free(words_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void clear() { std::memset(words_, 0, n_ * sizeof(uint64_t)); }
+  std::byte* data() const { return reinterpret_cast<std::byte*>(words_); }
+  const uint64_t* begin() const { return words_; }
+  const uint64_t* end() const { return words_ + n_; }
 
  private:
-  struct Free {
-    void operator()(uint64_t* words) const { std::free(words); }
-  };
   uint64_t n_;
-  std::unique_ptr<uint64_t[], Free> words_;
+  Segment* segment_;
+  size_t offset_ = 0;
+  uint64_t* words_ = nullptr;
 };
 
 uint64_t read_all(const Buffer& words) {
@@ -110,8 +119,8 @@ void Floor::run_once(const Prepared& p, DType dtype) {
     binding.plan = p.choice.plan.get();
     binding.dtype = dtype;
     binding.reduce_op = ReduceOp::sum;
-    binding.inputs = p.blocks.data();
-    binding.outputs = p.blocks.data();
+    binding.inputs = p.block_of.data();
+    binding.outputs = p.block_of.data();
     binding.low = low;
     binding.high = low + p.window;
     binding.scratch = p.scratch[sequence & 1].data();
@@ -129,32 +138,40 @@ void Floor::run_once(const Prepared& p, DType dtype) {
   }
 }
 
-double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int iterations, bool touched) {
+double Floor::all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int iterations, bool touched,
+                                 DeviceKind device) {
   const uint64_t count = nbytes / item_size(dtype);
   if (count == 0 || iterations < 1)
     throw Error(ErrorKind::usage, "the floor needs at least one element and one iteration, not " +
                                       std::to_string(nbytes) + " bytes and " + std::to_string(iterations));
-  Buffer words(nbytes);
+  Buffer words(nbytes, device == DeviceKind::hx ? &group.endpoint_->segment() : nullptr);
   Prepared prepared;
   prepared.count = count;
-  prepared.block = {words.data(), count};
-  prepared.blocks.assign(static_cast<size_t>(group.world_size()), nullptr);
-  prepared.blocks[static_cast<size_t>(group.rank())] = &prepared.block;
+  const Block own{words.data(), count};
   Call call;
   call.op = OpCode::all_reduce;
   call.dtype = dtype;
   call.count = count;
-  call.input.push_back(prepared.block);
-  call.output.push_back(prepared.block);
+  call.device = device;
+  call.input.push_back(own);
+  call.output.push_back(own);
   call.timeout_ns = kTimeoutNs;
   // Two ordinary operations: they line the ranks up, check that all ask for the same, and leave scratch of this size at
   // both parities of the sequence, at offsets that every rank has published.
+  prepared.blocks.resize(static_cast<size_t>(group.world_size()));
   for (int i = 0; i < 2; ++i) {
     const auto op = group.post(call);
     group.wait(op);
     prepared.choice = op->choice;
     prepared.window = op->window;
+    for (int r = 0; r < group.world_size(); ++r) {
+      const uint64_t offset =
+          inputs_at(descriptor_at(group.control(r), group.world_size(), op->first_sequence))->offset;
+      prepared.blocks[static_cast<size_t>(r)] = {group.segments_[static_cast<size_t>(r)] + offset, count};
+    }
   }
+  prepared.blocks[static_cast<size_t>(group.rank())] = own;
+  for (const Block& block : prepared.blocks) prepared.block_of.push_back(&block);
   Floor floor(group);
   prepared.stride = scratch_stride(*prepared.choice.plan, dtype, call.reduce_op, prepared.window);
   for (int parity = 0; parity < 2; ++parity)

@@ -22,7 +22,8 @@ class Floor {
   // fingerprint, descriptor, deadline, doorbell or queue. `iterations` of them in blocks; the median of the blocks.
   // `touched`: each writes the whole buffer before and reads it after, and the time of that alone, measured between the
   // blocks, is subtracted. Blocks until every rank is done. Throws the error that ended the group.
-  static double all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int iterations, bool touched);
+  static double all_reduce_seconds(Group& group, uint64_t nbytes, DType dtype, int iterations, bool touched,
+                                   DeviceKind device);
 
   // Seconds of a flag's way from rank 0 to rank 1 and back; 0 on the other ranks and where there is no rank 1.
   static double hand_over_seconds(Group& group, int iterations);
@@ -32,8 +33,8 @@ class Floor {
     Choice choice;
     uint64_t window = 0;
     uint64_t count = 0;
-    Block block;
-    std::vector<const Block*> blocks;  // by rank: this rank's own is `block`
+    std::vector<Block> blocks;           // by rank: the buffer that is reduced, of peers where the plan is mapped
+    std::vector<const Block*> block_of;  // into it
     size_t stride = 0;
     std::vector<std::byte*> scratch[2];  // of every rank, by parity of the sequence
   };

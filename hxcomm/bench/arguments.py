@@ -44,6 +44,7 @@ class Settings:
     iterations: int | None
     touch: str
     floor: bool
+    device: str
     json: Path | None
     plot: Path | None
 
@@ -109,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="write inputs and read outputs in every iteration and subtract the time of that; auto: up to 1 MiB",
     )
+    add(
+        "--device",
+        choices=("cpu", "hx"),
+        default="cpu",
+        help="hx: hxcomm's tensors are on the simulated device, other backends' are CPU tensors over the same bytes",
+    )
     add("--floor", action="store_true", help="also probe what the machine allows, in the same run")
     add("--json", type=Path, metavar="FILE", help="write all results there, too")
     add("--plot", type=Path, metavar="FILE.png", help="draw all_reduce's time against size (needs matplotlib)")
@@ -146,6 +153,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         iterations=options.iters,
         touch=options.touch,
         floor=options.floor,
+        device=options.device,
         json=options.json,
         plot=options.plot,
     )

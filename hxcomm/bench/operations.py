@@ -10,6 +10,8 @@ Source of sizes and bandwidths: nccl-tests, doc/PERFORMANCE.md and the files of 
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +48,7 @@ class Case:
     reduce_op: str  # "" for ops that do not reduce
     rank: int
     world_size: int
+    device: str = "cpu"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -56,15 +59,29 @@ class Case:
 class Buffer:
     """Memory for `count` elements, and the same memory as words for touching it, whatever the dtype.
 
-    numpy over 64-bit words has the least overhead: 0.3 us to write 64 bytes and 1.2 us to read them, where torch's
-    fill_ and sum take 1.3 and 3.9.
+    `tensor` is on the device that is measured, `cpu` a CPU tensor over the same bytes: what other backends are given,
+    and what is filled and checked. numpy over 64-bit words has the least overhead: 0.3 us to write 64 bytes and 1.2 us
+    to read them, where torch's fill_ and sum take 1.3 and 3.9.
     """
 
-    def __init__(self, count: int, dtype: torch.dtype) -> None:
+    def __init__(self, count: int, dtype: torch.dtype, device: str = "cpu") -> None:
         nbytes = count * dtype.itemsize
-        storage = torch.zeros((nbytes + 63) // 64 * 64, dtype=torch.uint8)
-        self.tensor = storage[:nbytes].view(dtype)
-        self.words: np.ndarray[Any, np.dtype[np.int64]] = storage.numpy().view(np.int64)
+        padded = (nbytes + 63) // 64 * 64
+        self.storage = torch.zeros(padded, dtype=torch.uint8, device=device)  # keeps what `words` points to
+        self.tensor = self.storage[:nbytes].view(dtype)
+        if device == "cpu":
+            on_cpu = self.storage
+        else:  # hx: simulated memory, which the CPU reaches as its own
+            memory = (ctypes.c_uint8 * padded).from_address(self.storage.data_ptr()) if padded else bytearray()
+            on_cpu = torch.from_numpy(np.frombuffer(memory, np.uint8))
+        self.cpu = on_cpu[:nbytes].view(dtype)
+        self.words: np.ndarray[Any, np.dtype[np.int64]] = on_cpu.numpy().view(np.int64)
+
+    def on_cpu(self) -> Buffer:
+        """The same memory, for a backend that knows CPU tensors only."""
+        other = copy.copy(self)
+        other.tensor = self.cpu
+        return other
 
 
 @dataclass
@@ -73,6 +90,12 @@ class Buffers:
 
     input: Buffer | None
     output: Buffer | None
+
+    def on_cpu(self) -> Buffers:
+        if self.input is self.output:
+            same = self.input.on_cpu() if self.input is not None else None
+            return Buffers(same, same)
+        return Buffers(*(None if each is None else each.on_cpu() for each in (self.input, self.output)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class Operation:
     bus_factor: Callable[[int], float]
 
 
-def case_of(op: str, nbytes: int, dtype: str, reduce_op: str, rank: int, world_size: int) -> Case:
+def case_of(op: str, nbytes: int, dtype: str, reduce_op: str, rank: int, world_size: int, device: str = "cpu") -> Case:
     """The case nearest to `nbytes`: counts per rank are rounded down to 16 bytes, as in nccl-tests, but never to 0."""
     operation = OPERATIONS[op]
     item = ITEM_BYTES[dtype]
@@ -101,7 +124,7 @@ def case_of(op: str, nbytes: int, dtype: str, reduce_op: str, rank: int, world_s
     if elements > count:
         count = max(1, count // max(1, 16 // item) * max(1, 16 // item))
         elements = count * world_size
-    return Case(elements * item, count, dtype, reduce_op if operation.reduces else "", rank, world_size)
+    return Case(elements * item, count, dtype, reduce_op if operation.reduces else "", rank, world_size, device)
 
 
 def count_wrong(op: str, case: Case, buffers: Buffers, group: Group) -> int:
@@ -114,7 +137,7 @@ def count_wrong(op: str, case: Case, buffers: Buffers, group: Group) -> int:
         buffers.output.words.fill(-1)
     operation.fill(case, buffers)
     operation.run(case, buffers, group)()
-    return int((buffers.output.tensor != operation.expected(case)).sum())
+    return int((buffers.output.cpu != operation.expected(case)).sum())
 
 
 def _left_early(case: Case, barrier: Callable[[], object]) -> int:
@@ -160,12 +183,12 @@ def _reduced(case: Case, count: int) -> torch.Tensor:
 
 
 def _in_place(case: Case) -> Buffers:
-    buffer = Buffer(case.count, case.torch_dtype)
+    buffer = Buffer(case.count, case.torch_dtype, case.device)
     return Buffers(buffer, buffer)
 
 
 def _broadcast_buffers(case: Case) -> Buffers:
-    buffer = Buffer(case.count, case.torch_dtype)
+    buffer = Buffer(case.count, case.torch_dtype, case.device)
     return Buffers(buffer if case.rank == ROOT else None, buffer)
 
 
@@ -175,7 +198,8 @@ def _split_buffers(inputs: int, outputs: int) -> Callable[[Case], Buffers]:
     def make(case: Case) -> Buffers:
         n = case.world_size
         return Buffers(
-            Buffer(case.count * (inputs or n), case.torch_dtype), Buffer(case.count * (outputs or n), case.torch_dtype)
+            Buffer(case.count * (inputs or n), case.torch_dtype, case.device),
+            Buffer(case.count * (outputs or n), case.torch_dtype, case.device),
         )
 
     return make
@@ -183,7 +207,7 @@ def _split_buffers(inputs: int, outputs: int) -> Callable[[Case], Buffers]:
 
 def _fill(case: Case, buffers: Buffers) -> None:
     if buffers.input is not None:
-        tensor = buffers.input.tensor
+        tensor = buffers.input.cpu
         tensor.copy_(_repeated(_pattern(case, case.rank), tensor.numel(), tensor.dtype))
     elif buffers.output is not None:
         buffers.output.words.fill(-1)

@@ -42,7 +42,11 @@ class FloorProbe:
 
     def _transfers_s(self, iterations: int) -> float:
         return self.group.floor_all_reduce(
-            nbytes=self.case.nbytes, dtype=self.case.dtype, iterations=iterations, touched=self.touched
+            nbytes=self.case.nbytes,
+            dtype=self.case.dtype,
+            iterations=iterations,
+            touched=self.touched,
+            device=self.case.device,
         )
 
     def result(self) -> Floor:

@@ -55,6 +55,7 @@ class Report:
     world_size: int
     backend: str
     compare: str | None
+    device: str  # of the backend's tensors
     cores: int
     torch: str
     command: str

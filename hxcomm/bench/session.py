@@ -21,6 +21,7 @@ from hxcomm.bench.arguments import Settings, UsageError
 from hxcomm.bench.operations import OPERATIONS, Buffers, Case, Group, case_of, count_wrong
 from hxcomm.bench.results import Report, Row, bandwidths
 from hxcomm.bench.timing import Times, measure, over_ranks
+from hxcomm.c10d import BACKEND
 
 NOTHING = "nothing"
 # A backend that hangs ends the run after this long instead of torch's half hour.
@@ -47,6 +48,7 @@ class Session:
             world_size=self.world_size,
             backend=settings.backend,
             compare=settings.compare,
+            device=settings.device,
             cores=len(os.sched_getaffinity(0)),
             torch=torch.__version__,
             command=shlex.join(sys.argv),
@@ -59,7 +61,7 @@ class Session:
             self._print(f"# {op}")
             done = set()
             for size in (0,) if op == "barrier" else self.settings.sizes:
-                case = case_of(op, size, self.settings.dtype, self.settings.reduce_op, self.rank, self.world_size)
+                case = case_of(op, size, self.settings.dtype, self.settings.reduce_op, *self._place())
                 if case.nbytes not in done:  # small sizes may round to the same
                     done.add(case.nbytes)
                     self._measure(op, case)
@@ -68,23 +70,30 @@ class Session:
             self.report.zmq = self.probes.zmq_one_way()
         return self.report
 
+    def _place(self) -> tuple[int, int, str]:
+        return self.rank, self.world_size, self.settings.device
+
     def _measure(self, op: str, case: Case) -> None:
         buffers = OPERATIONS[op].make(case)
-        groups = {name: group for name, group in self.groups.items() if self._can_run(name, op, case, buffers)}
+        # The others are given CPU tensors over the same memory: what they know, and no copy that would slow them down.
+        buffers_of = {name: buffers if name == BACKEND else buffers.on_cpu() for name in self.groups}
+        groups = {name: group for name, group in self.groups.items() if self._can_run(name, op, case, buffers_of[name])}
         if not groups:
             return
-        wrong = {name: count_wrong(op, case, buffers, group) for name, group in groups.items()}
+        wrong = {name: count_wrong(op, case, buffers_of[name], group) for name, group in groups.items()}
         touched = case.nbytes > 0 and self.settings.touched(case.nbytes)
         probe = self.probes.floor(case, touched) if self.probes is not None and op == "all_reduce" else None
         times = measure(
-            {name: OPERATIONS[op].run(case, buffers, group) for name, group in groups.items()},
+            {name: OPERATIONS[op].run(case, buffers_of[name], group) for name, group in groups.items()},
             buffers,
             touched=touched,
             iterations=self.settings.iterations,
             also=[probe.sample] if probe is not None else [],
         )
         for name, group in groups.items():  # measuring must not have broken anything
-            n_wrong = int(over_ranks(wrong[name] + count_wrong(op, case, buffers, group), op=dist.ReduceOp.SUM))
+            n_wrong = int(
+                over_ranks(wrong[name] + count_wrong(op, case, buffers_of[name], group), op=dist.ReduceOp.SUM)
+            )
             self.report.rows.append(self._row(name, op, case, times[name], touched, n_wrong))
         if probe is not None:
             self.report.floors.append(probe.result())
@@ -160,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = arguments.parse(argv)
         if settings.plot is not None:
             plot.require()
+        if settings.device == "hx":
+            _use_chip()
     except UsageError as error:
         problem = str(error)
     try:
@@ -178,6 +189,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     finally:
         dist.destroy_process_group()
+
+
+def _use_chip() -> None:
+    """The chip of this rank. Raises UsageError where this process has none."""
+    from hxcomm.device import registration
+
+    if not registration.register():
+        raise UsageError(f"--device hx: there is no such device here: {registration.problem()}")
+    torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _finish(report: Report, settings: Settings) -> int:
