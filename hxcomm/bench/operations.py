@@ -72,7 +72,7 @@ class Buffer:
         if device == "cpu":
             on_cpu = self.storage
         else:  # hx: simulated memory, which the CPU reaches as its own
-            memory = (ctypes.c_uint8 * padded).from_address(self.storage.data_ptr()) if padded else bytearray()
+            memory: Any = (ctypes.c_uint8 * padded).from_address(self.storage.data_ptr()) if padded else bytearray()
             on_cpu = torch.from_numpy(np.frombuffer(memory, np.uint8))
         self.cpu = on_cpu[:nbytes].view(dtype)
         self.words: np.ndarray[Any, np.dtype[np.int64]] = on_cpu.numpy().view(np.int64)

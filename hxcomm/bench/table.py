@@ -8,7 +8,8 @@ from hxcomm.bench.results import Report, Row
 def heading(report: Report, *, floor: bool) -> str:
     """What stands above the rows: what the columns mean."""
     lines = [
-        f"hxcomm.bench: {report.backend} on {report.device}, {report.world_size} ranks on {report.cores} cores, torch {report.torch}",
+        f"hxcomm.bench: {report.backend} on {report.device}, {report.world_size} ranks on {report.cores} cores, "
+        f"torch {report.torch}",
         "size: bytes of the largest buffer (all_gather: of all outputs together; reduce_scatter: of the whole input),",
         "count: elements a rank passes (reduce_scatter: gets); time: mean; GB/s: 1e9 bytes/s; all as in nccl-tests.",
         "touch on: each iteration writes the input and reads the output, and the time of that alone is subtracted.",

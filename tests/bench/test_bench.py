@@ -36,7 +36,9 @@ def row(backend: str, op: str = "all_reduce", nbytes: int = 16384, p50_us: float
 
 
 def report(**kwargs: Any) -> Report:
-    return Report(world_size=2, backend="hxcomm", compare="gloo", cores=2, torch="2.13.0", command="", **kwargs)
+    return Report(
+        world_size=2, backend="hxcomm", compare="gloo", device="cpu", cores=2, torch="2.13.0", command="", **kwargs
+    )
 
 
 # nccl-tests, doc/PERFORMANCE.md: what busbw is of algbw.
@@ -156,16 +158,18 @@ def test_without_torchrun_it_says_how_to_start_it(
     assert "torchrun --nproc-per-node 2 -m hxcomm.bench" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_all_ops_run_on_hxcomm_and_gloo_and_are_right(world_size: int, rank_pool: Pool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world_size", "device"), [(2, "cpu"), (3, "cpu"), (2, "hx")])
+def test_all_ops_run_on_hxcomm_and_gloo_and_are_right(
+    world_size: int, device: str, rank_pool: Pool, tmp_path: Path
+) -> None:
     file = tmp_path / "result.json"
-    words = f"--compare gloo --sizes 64,4KiB,1.5MiB --iters 4 --json {file}"
+    words = f"--compare gloo --device {device} --sizes 64,4KiB,1.5MiB --iters 4 --json {file}"
     answers = rank_pool(world_size).run(bench, *words.split(), backend=None)
     assert [status for status, _, _ in answers] == [0] * world_size, answers
     assert "all results are right" in answers[0][1]
     assert [out for _, out, _ in answers[1:]] == [""] * (world_size - 1)
     result = json.loads(file.read_text())
-    assert result["world_size"] == world_size
+    assert (result["world_size"], result["device"]) == (world_size, device)
     for op in OPS:
         for backend in ("hxcomm", "gloo"):
             rows = [each for each in result["rows"] if (each["op"], each["backend"]) == (op, backend)]
