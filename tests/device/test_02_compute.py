@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -103,3 +104,23 @@ def test_counters_say_how_an_operation_ran() -> None:
 def test_mixed_products_that_only_accelerators_have_run_too() -> None:
     a = torch.randn(4, 4).bfloat16()
     assert torch.mm(a.hx(), a.hx(), out_dtype=torch.float32).cpu().equal(a.float() @ a.float())
+
+
+def test_threads_compute_on_different_chips_at_once() -> None:
+    wrong: list[str] = []
+
+    def work(chip: int) -> None:
+        torch.hx.set_device(chip)
+        for step in range(200):
+            x = torch.full((1 + step % 50,), float(chip), device="hx")
+            y = (x * 2 + 1).cumsum(0)
+            if y.device.index != chip or y[-1].item() != len(x) * (2 * chip + 1):
+                wrong.append(f"{y} on {y.device} by the thread of chip {chip}")
+
+    threads = [threading.Thread(target=work, args=(chip,)) for chip in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not wrong
+    assert torch.hx.current_device() == 0

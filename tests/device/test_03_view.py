@@ -28,11 +28,16 @@ def test_views_of_normal_tensors_can_be_made_and_changed_in_any_mode(inference: 
         x.view(16)[3] = 1
         x.view(torch.int32)
         x[2:].add_(1)
+        kernels = torch.view_as_complex(x.view(8, 2)).unfold(0, 2, 2)  # made by kernels, not by as_strided
+        assert not kernels.is_inference()
         fresh = torch.ones(3, device="hx")
         fresh[1:].mul_(2)
         assert fresh.tolist() == [1, 2, 2]
     assert x.sum().item() == 9
-    assert not x[1].is_inference()
+    made = torch.view_as_complex(x.view(8, 2)).unfold(0, 2, 2)
+    made.mul_(2)
+    assert x.sum().item() == 18
+    assert not made.is_inference()
 
 
 def test_a_changed_view_is_seen_by_autograd() -> None:

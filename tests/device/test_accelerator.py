@@ -65,6 +65,14 @@ def test_properties_name_the_memory_and_the_cores() -> None:
         torch.hx.get_device_properties(8)
 
 
+def test_the_profiler_times_operators_by_events_of_hx() -> None:
+    x = torch.ones(100, 100, device="hx")
+    with torch.autograd.profiler.profile(use_device="hx") as profiled:
+        x @ x
+    times = {event.name: event.device_time_total for event in profiled.function_events}
+    assert times["aten::mm"] > 0
+
+
 def test_the_profiler_sees_operators_and_memory_of_hx() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         x = torch.ones(1000, device="hx")
