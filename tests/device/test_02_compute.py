@@ -79,6 +79,12 @@ def test_an_operation_takes_no_tensor_of_another_device() -> None:
         torch.ones(3) + x
     assert (x + torch.tensor(2.0)).tolist() == [3, 3, 3]  # a number on CPU, as on CUDA
     assert x[torch.tensor([0, 2])].tolist() == [1, 1]  # indices on CPU, as on CUDA
+    x[torch.tensor([0])] = 5.0
+    assert x.tolist() == [5, 1, 1]
+    with pytest.raises(RuntimeError, match="same device"):
+        x[torch.tensor([0, 2])] = torch.ones(2)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3)[torch.tensor([0, 2], device="hx")]
 
 
 def test_what_is_not_supported_says_which_operation_and_dtype() -> None:

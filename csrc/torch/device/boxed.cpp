@@ -29,7 +29,7 @@ IValue entered(HostCall& call, const IValue& value) {
     to.reserve(from.size());
     for (size_t i = 0; i < from.size(); ++i) {
       const std::optional<at::Tensor> each = from.get(i);
-      to.push_back(each.has_value() ? std::optional(call.enter(*each)) : std::nullopt);
+      to.push_back(each.has_value() ? std::optional(call.enter_index(*each)) : std::nullopt);
     }
     return to;
   }

@@ -50,8 +50,10 @@ struct Argument<const c10::List<std::optional<at::Tensor>>&> {
   static Held enter(HostCall& call, const Held& tensors) {
     Held held;
     held.reserve(tensors.size());
-    for (size_t i = 0; i < tensors.size(); ++i)
-      held.push_back(Argument<const std::optional<at::Tensor>&>::enter(call, tensors.get(i)));
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const std::optional<at::Tensor> index = tensors.get(i);
+      held.push_back(index.has_value() ? std::optional(call.enter_index(*index)) : std::nullopt);
+    }
     return held;
   }
 };

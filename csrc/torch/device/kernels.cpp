@@ -34,24 +34,12 @@ DispatchKeySet hx_keys(DispatchKeySet host) {
          DispatchKeySet(BackendComponent::PrivateUse1Bit) | DispatchKeySet(DispatchKey::AutocastPrivateUse1);
 }
 
-// Operators that take CPU tensors beside those of the device on CUDA, too.
-const std::unordered_set<std::string>& mixing() {
-  static const std::unordered_set<std::string> names = {
-      "aten::copy_",
-      "aten::_copy_from",
-      "aten::index.Tensor",
-      "aten::index.Tensor_out",
-      "aten::index_put_",
-      "aten::index_put",
-      "aten::index_put.out",
-      "aten::_index_put_impl_",
-      "aten::_unsafe_index.Tensor",
-      "aten::_unsafe_index_put",
-      "aten::_pack_padded_sequence",
-      "aten::_ctc_loss.Tensor",
-      "aten::_copy_from_and_resize",
-  };
-  return names;
+// Operators that take CPU tensors beside those of the device on CUDA, too: copies, and lengths.
+bool takes_cpu_tensors(const std::string& name) {
+  static const std::unordered_set<std::string> names = {"aten::copy_", "aten::_copy_from",
+                                                        "aten::_copy_from_and_resize", "aten::_pack_padded_sequence",
+                                                        "aten::_ctc_loss.Tensor"};
+  return names.count(name) != 0;
 }
 
 std::mutex registry_mutex;
@@ -64,7 +52,7 @@ std::unique_ptr<Operator> describe(const c10::OperatorHandle& handle) {
   auto op = std::make_unique<Operator>();
   const c10::FunctionSchema& schema = handle.schema();
   op->name = schema.name() + (schema.overload_name().empty() ? "" : "." + schema.overload_name());
-  op->mixes_cpu = mixing().count(op->name) != 0;
+  op->mixes_cpu = takes_cpu_tensors(op->name);
   op->has_kernel = handle.hasComputedKernelForDispatchKey(DispatchKey::CPU);
   op->changes_arguments = schema.is_mutable();
   for (size_t i = 0; i < schema.arguments().size(); ++i) {
@@ -126,6 +114,10 @@ HostCall::~HostCall() { exchange_kernel_chip(outer_chip_); }
 
 void HostCall::enter_device(c10::Device device) {
   if (device.type() == kHx && chip_ < 0) chip_ = device.has_index() ? device.index() : current_chip();
+}
+
+at::Tensor HostCall::enter_index(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.is_cpu() ? tensor : enter(tensor);
 }
 
 at::Tensor HostCall::enter(const at::Tensor& tensor) {

@@ -18,7 +18,7 @@ namespace hxcomm::device {
 // What is known of an operator, found once, and how often it ran.
 struct Operator {
   std::string name;        // "aten::add.Tensor"
-  bool mixes_cpu = false;  // may take CPU tensors beside those of hx, as on CUDA (indices for example)
+  bool mixes_cpu = false;  // may take CPU tensors beside those of hx
   bool has_kernel = true;  // for CPU
   bool changes_arguments = false;
   bool draws_default = false;  // draws random numbers, but takes no generator
@@ -51,7 +51,8 @@ class HostCall {
   HostCall& operator=(const HostCall&) = delete;
 
   at::Tensor enter(const at::Tensor& tensor);
-  void enter_device(c10::Device device);  // an argument that names where results go
+  at::Tensor enter_index(const at::Tensor& tensor);  // of a list of indices: may be on CPU, as on CUDA
+  void enter_device(c10::Device device);             // an argument that names where results go
   // After all arguments: throws when tensors of hx and CPU are mixed.
   void check();
   int chip() const { return chip_; }
