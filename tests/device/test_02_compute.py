@@ -92,6 +92,8 @@ def test_what_is_not_supported_says_which_operation_and_dtype() -> None:
         torch.linalg.cholesky_ex(torch.eye(2, dtype=torch.float16, device="hx"))
     with pytest.raises(NotImplementedError, match="Sparse"):
         torch.ones(2, 2, device="hx").to_sparse()
+    with pytest.raises(NotImplementedError, match="qint8"):
+        torch.quantize_per_tensor(torch.ones(2, device="hx"), 0.1, 0, torch.qint8)
 
 
 def test_counters_say_how_an_operation_ran() -> None:

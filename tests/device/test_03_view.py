@@ -70,6 +70,16 @@ def test_dlpack_hands_over_the_same_memory() -> None:
     assert torch.ones(2).__dlpack_device__()[1] == 0
 
 
+def test_a_lazy_clone_is_a_copy_once_one_of_both_is_written_to() -> None:
+    x = torch.ones(4, device="hx:3")
+    clone = torch._lazy_clone(x)
+    clone.add_(1)
+    x.mul_(5)
+    assert x.tolist() == [5, 5, 5, 5]
+    assert clone.tolist() == [2, 2, 2, 2]
+    assert clone.device == x.device
+
+
 def test_storages_can_be_set_resized_and_moved() -> None:
     x = torch.arange(4.0, device="hx")
     y = torch.empty(0, device="hx").set_(x.untyped_storage(), 1, (3,), (1,))

@@ -76,3 +76,19 @@ def test_checkpointed_layers_give_the_same_gradients() -> None:
     (plain,) = torch.autograd.grad(net(x).sum(), x)
     (saved,) = torch.autograd.grad(checkpoint(net, x, use_reentrant=False).sum(), x)
     assert plain.equal(saved)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_train_as_on_cpu(kind: type[nn.RNNBase]) -> None:
+    results = []
+    for device in ("cpu", "hx"):
+        torch.manual_seed(0)
+        net = kind(6, 8, num_layers=2, bidirectional=True).to(device)
+        x = torch.randn(5, 3, 6).to(device)
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 4, 2]))
+        loss = net(x)[0].square().sum() + net(packed)[0].data.sum()
+        loss.backward()
+        with torch.inference_mode():
+            results.append([loss.detach().cpu(), net(x)[0].cpu(), *(p.grad.cpu() for p in net.parameters())])
+    # torch has a fused kernel for CPU, which rounds otherwise.
+    torch.testing.assert_close(results[0], results[1])

@@ -16,6 +16,7 @@ void start(const py::capsule& capsule) {
   start_autograd(api->chips);
   start_profiler();
   start_operators();
+  start_recurrent();
   start_kernels();
   start_autocast();
 }

@@ -1,5 +1,6 @@
 #include "torch/device/kernels.h"
 
+#include <c10/core/impl/COW.h>
 #include <c10/util/Exception.h>
 
 #include <cstring>
@@ -149,6 +150,12 @@ c10::Storage HostCall::standin_of(const c10::Storage& storage) {
   c10::StorageImpl* original = storage.unsafeGetStorageImpl();
   for (const Storage& known : storages_)
     if (known.original == original) return c10::Storage(known.standin);
+  // A lazy clone shares its bytes until one of them is written to. A kernel would not know: it gets bytes of its own.
+  if (C10_UNLIKELY(c10::impl::cow::is_cow_data_ptr(original->_mutable_data_ptr_no_checks()))) {
+    const int before = exchange_current_chip(original->device().index());
+    original->mutable_data_ptr();
+    set_current_chip(before);
+  }
   // Holds the storage, should a kernel keep what it was given.
   c10::raw::intrusive_ptr::incref(original);
   const auto drop = [](void* held) { c10::raw::intrusive_ptr::decref(static_cast<c10::StorageImpl*>(held)); };
@@ -185,8 +192,9 @@ at::Tensor HostCall::leave(at::Tensor result) {
   for (const Entry& entry : entries_)
     if (entry.standin.unsafeGetTensorImpl() == impl)
       return at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(entry.original));
-  TORCH_CHECK_NOT_IMPLEMENTED(impl->layout() == c10::kStrided && impl->has_storage(), op_.name,
-                              " on hx: a result of layout ", impl->layout(), " is not supported");
+  TORCH_CHECK_NOT_IMPLEMENTED(impl->layout() == c10::kStrided && impl->has_storage() && !impl->is_quantized(), op_.name,
+                              " on hx: a result of dtype ", impl->dtype(), " and layout ", impl->layout(),
+                              " is not supported");
   c10::StorageImpl* storage = impl->unsafe_storage().unsafeGetStorageImpl();
   for (const Storage& known : storages_)
     if (known.standin.get() == storage) return view_of(known, result);

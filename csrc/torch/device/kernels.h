@@ -91,6 +91,7 @@ void run_boxed(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::S
 
 void start_kernels();    // boxed.cpp: the fallback
 void start_operators();  // operators.cpp: the fast paths
+void start_recurrent();  // recurrent.cpp
 void start_autocast();   // autocast.cpp
 
 }  // namespace hxcomm::device
