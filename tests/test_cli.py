@@ -19,7 +19,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_lists_versions_algorithms_and_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("torch, built for", "libzmq", "kernels", "cores"))
+    assert all(
+        word in printed for word in ("torch, built for", "libzmq", "kernels", "cores", "on: 8 chips of 16 GiB each")
+    )
     assert all(name in printed for name in environment.VARIABLES)
     assert all(name in printed for op in algorithms.OPS for name in algorithms.names(op))
 

@@ -132,3 +132,14 @@ def test_threads_compute_on_different_chips_at_once() -> None:
         thread.join(timeout=60)
     assert not wrong
     assert torch.hx.current_device() == 0
+
+
+def test_an_operator_of_ones_own_with_a_kernel_for_cpu_runs_on_hx_too() -> None:
+    library = torch.library.Library("hxcomm_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    x = torch.ones(3, device="hx")
+    with pytest.raises(NotImplementedError, match="hxcomm_test::twice is not supported on hx"):
+        torch.ops.hxcomm_test.twice(x)
+    library.impl("twice", lambda x: x * 2, "CPU")
+    assert torch.ops.hxcomm_test.twice(x).tolist() == [2, 2, 2]
+    assert torch.ops.hxcomm_test.twice(x).device == x.device

@@ -74,7 +74,10 @@ bool hides_the_fallback(const c10::OperatorHandle& op) {
 void run_boxed(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::jit::Stack* stack) {
   Operator& op = operator_of(handle);
   before_boxed(op);
-  TORCH_CHECK_NOT_IMPLEMENTED(op.has_kernel, op.name, " is not supported on hx: torch has no CPU kernel for it");
+  if (C10_UNLIKELY(!op.has_kernel)) {  // a kernel may have been registered since
+    op.has_kernel = handle.hasComputedKernelForDispatchKey(DispatchKey::CPU);
+    TORCH_CHECK_NOT_IMPLEMENTED(op.has_kernel, op.name, " is not supported on hx: it has no CPU kernel");
+  }
   HostCall call(op);
   const size_t n = handle.schema().arguments().size();
   const size_t first = stack->size() - n;

@@ -17,9 +17,9 @@ namespace hxcomm::device {
 
 // What is known of an operator, found once, and how often it ran.
 struct Operator {
-  std::string name;        // "aten::add.Tensor"
-  bool mixes_cpu = false;  // may take CPU tensors beside those of hx
-  bool has_kernel = true;  // for CPU
+  std::string name;                     // "aten::add.Tensor"
+  bool mixes_cpu = false;               // may take CPU tensors beside those of hx
+  std::atomic<bool> has_kernel = true;  // for CPU
   bool changes_arguments = false;
   bool draws_default = false;  // draws random numbers, but takes no generator
   int generator = -1;          // the argument that is one
