@@ -197,7 +197,7 @@ def _use_chip() -> None:
 
     if not registration.register():
         raise UsageError(f"--device hx: there is no such device here: {registration.problem()}")
-    torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.accelerator.set_device_index(dist.get_node_local_rank(fallback_rank=0))
 
 
 def _finish(report: Report, settings: Settings) -> int:

@@ -48,7 +48,8 @@ def check_one(
     timeout_s: float = TIMEOUT_S,
     memory: HxMemory | None = None,
 ) -> None:
-    """One call, on CPU arrays or on arrays in `memory`; asserts the exact result, and that inputs are as they were wherever the op does not write them."""
+    """One call, on CPU arrays or on arrays in `memory`. Asserts the exact result, and that inputs are as they were
+    wherever the op does not write them."""
     n = group.world_size
     given, taken = arrays(op, dtype, reduce_op, rank, n, root, count)
     if memory is not None:
