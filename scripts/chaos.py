@@ -1,6 +1,7 @@
 """Kills, stops and breaks ranks in the middle of collectives, and checks what the others notice and say.
 
     python scripts/chaos.py --minutes 5                    # op x world size x fault x point, pairwise sampled
+    python scripts/chaos.py --minutes 5 --device hx        # the same on tensors that peers reach themselves
     python scripts/chaos.py --minutes 5 --backend gloo     # the faults that need no point inside hxcomm
     python scripts/chaos.py --kills 1000                   # milliseconds from SIGKILL to exception, 8 ranks on 2 cores
     python scripts/chaos.py --aborts 200                   # milliseconds from abort() to the exceptions, likewise
@@ -152,7 +153,7 @@ def is_valid(fault: str, point: str, op: str, backend: str) -> bool:
     return not (op == "barrier" and point == "transfer")  # a barrier moves nothing
 
 
-def sampled(seed: int, backend: str, world_sizes: Sequence[int]) -> Iterator[Case]:
+def sampled(seed: int, backend: str, world_sizes: Sequence[int], device: str = "cpu") -> Iterator[Case]:
     """Cases such that every possible pair of (op, world size, fault, point) occurs in one: greedy, at random."""
     rng = random.Random(seed)
     every = [
@@ -171,19 +172,19 @@ def sampled(seed: int, backend: str, world_sizes: Sequence[int]) -> Iterator[Cas
         best = max(rng.sample(fitting, min(40, len(fitting))), key=lambda each: len(pairs(each) & uncovered))
         uncovered -= pairs(best)
         op, world_size, fault, point = best
-        yield make_case(op, world_size, fault, point, backend, rng.randrange(1 << 30))
+        yield make_case(op, world_size, fault, point, backend, rng.randrange(1 << 30), device)
 
 
-def make_case(op: str, world_size: int, fault: str, point: str, backend: str, seed: int) -> Case:
+def make_case(op: str, world_size: int, fault: str, point: str, backend: str, seed: int, device: str) -> Case:
     rng = random.Random(seed)
     nth = rng.randint(1, 3)
     timeout_s = STOP_TIMEOUT_S if fault == "stop" else LONG_TIMEOUT_S
-    return Case(op, world_size, fault, point, nth, rng.randrange(world_size), backend, timeout_s, seed)
+    return Case(op, world_size, fault, point, nth, rng.randrange(world_size), backend, timeout_s, seed, device)
 
 
 def repeat_line(case: Case) -> str:
     what = f"{case.op},{case.world_size},{case.fault},{case.point},{case.seed}"
-    return f"python scripts/chaos.py --backend {case.backend} --case {what}"
+    return f"python scripts/chaos.py --backend {case.backend} --device {case.device} --case {what}"
 
 
 def run_cases(cases: Iterator[Case], until: float, limit: int) -> list[Outcome]:
@@ -201,7 +202,14 @@ def run_cases(cases: Iterator[Case], until: float, limit: int) -> list[Outcome]:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Markdown: a row a fault, with the cases in which the victim came to its point."""
     backend = outcomes[0].case.backend
-    heads = (f"{backend}: fault", "cases", "as expected", "not reached", "survivors raised", "naming the rank")
+    heads = (
+        f"{backend} on {outcomes[0].case.device}: fault",
+        "cases",
+        "as expected",
+        "not reached",
+        "survivors raised",
+        "naming the rank",
+    )
     lines = ["| " + " | ".join((*heads, "its signal", "slowest")) + " |", "|---" * 8 + "|"]
     for fault in FAULTS:
         rows = [each for each in outcomes if each.case.fault == fault]
@@ -222,6 +230,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="hxcomm", help="hxcomm (default) or gloo")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "hx"), help="of the tensors (default cpu)")
     parser.add_argument("--minutes", type=float, default=10.0, help="start no case after this long (default 10)")
     parser.add_argument("--cases", type=int, default=1_000_000, help="at most so many")
     parser.add_argument("--ranks", default="2,3,4,8", help="world sizes (default 2,3,4,8)")
@@ -237,13 +246,16 @@ def parse() -> argparse.Namespace:
         args.world_sizes = [int(word) for word in args.ranks.split(",")]
     except ValueError:
         parser.error(f"--ranks {args.ranks}: write world sizes, 2,3,4")
+    if args.device == "hx" and (args.kills or args.aborts or args.endings or args.soak):
+        parser.error("--device hx is for cases")
     if min(args.world_sizes) < 2:
         parser.error("--ranks: a case needs a victim and a survivor, so 2 ranks or more")
     if args.case:
         words = args.case.split(",")
         if len(words) != 5 or words[0] not in OPS or words[2] not in FAULTS or words[3] not in POINTS:
             parser.error(f"--case {args.case}: write op,ranks,fault,point,seed as a failing case prints it")
-        args.cases_given = [make_case(words[0], int(words[1]), words[2], words[3], args.backend, int(words[4]))]
+        given = (words[0], int(words[1]), words[2], words[3], args.backend, int(words[4]), args.device)
+        args.cases_given = [make_case(*given)]
     else:
         args.cases_given = None
     return args
@@ -269,7 +281,7 @@ def main() -> int:
         print(shown)
         return 1 if wrong else 0
     cases = args.cases_given or itertools.chain.from_iterable(
-        sampled(seed, args.backend, args.world_sizes) for seed in itertools.count(args.seed)
+        sampled(seed, args.backend, args.world_sizes, args.device) for seed in itertools.count(args.seed)
     )
     outcomes = run_cases(iter(cases), until, args.cases)
     print(table(outcomes))

@@ -46,31 +46,33 @@ class Case:
     backend: str
     timeout_s: float
     seed: int
+    device: str = "cpu"
 
 
 class WrongResultError(Exception):
     """A collective returned, and its result is not the one it must have."""
 
 
-def contribution(rank: int, index: int, count: int) -> torch.Tensor:
-    return torch.arange(count, dtype=torch.int64) * (rank + 1) + index
+def contribution(rank: int, index: int, count: int, device: str = "cpu") -> torch.Tensor:
+    return (torch.arange(count, dtype=torch.int64) * (rank + 1) + index).to(device)
 
 
 def expect(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    actual = actual.cpu()
     if not torch.equal(actual, expected):
         raise WrongResultError(f"{what}: {actual.flatten()[:5].tolist()} and not {expected.flatten()[:5].tolist()}")
 
 
 def issue(case: Case, rank: int, index: int) -> None:
     """Call number `index` of the stream, sync or async, checked against the exact result."""
-    n, count, root = case.world_size, COUNTS[index % 2], index % case.world_size
-    mine = contribution(rank, index, count)
+    n, count, root, device = case.world_size, COUNTS[index % 2], index % case.world_size, case.device
+    mine = contribution(rank, index, count, device)
     each = [contribution(r, index, count) for r in range(n)]
-    parts = [contribution(rank, index + r, count) for r in range(n)]  # what this rank has for each other
+    parts = [contribution(rank, index + r, count, device) for r in range(n)]  # what this rank has for each other
     whole = torch.stack(each)
     at_root = rank == root
-    out = torch.zeros(n, count, dtype=torch.int64)
-    row = torch.zeros(count, dtype=torch.int64)
+    out = torch.zeros(n, count, dtype=torch.int64, device=device)
+    row = torch.zeros(count, dtype=torch.int64, device=device)
     from_all = torch.stack([contribution(r, index + rank, count) for r in range(n)])
     ops: dict[str, tuple[Callable[[bool], Any], list[tuple[torch.Tensor, torch.Tensor]]]] = {
         "all_reduce": (lambda a: dist.all_reduce(mine, async_op=a), [(mine, whole.sum(0))]),

@@ -91,8 +91,13 @@ const Api kApi = {
     .release_op = [](void* op) { delete static_cast<OpHandle*>(op); },
     .refuse = [](void* group, const ApiCall* call,
                  const char* reason) { group_of(group).refuse(call_of(*call), reason); },
-    .keep = [](void* group, void (*release)(void*),
-               void* context) { group_of(group).keep_until_peers_left([release, context] { release(context); }); },
+    .keep =
+        [](void* group, void (*release)(void*), void* context) {
+          try {
+            group_of(group).keep_until_peers_left([release, context] { release(context); });
+          } catch (...) {  // out of memory: it is kept for good
+          }
+        },
     .abort =
         [](void* group, const char* reason) {
           Group& g = group_of(group);

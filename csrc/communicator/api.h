@@ -57,7 +57,8 @@ struct Api {
   void (*release_op)(void* op);
   // A call that this rank refuses before it is posted: peers raise MismatchError quoting `reason`.
   void (*refuse)(void* group, const ApiCall* call, const char* reason);
-  // Calls release(context), from any thread, once no peer can touch memory of failed calls of hx tensors any more.
+  // Calls release(context), from any thread, once no peer can touch memory of failed calls of hx tensors any more;
+  // never, where there is no memory to remember that. Does not throw.
   void (*keep)(void* group, void (*release)(void* context), void* context);
   void (*abort)(void* group, const char* reason);
   void (*leave)(void* group);

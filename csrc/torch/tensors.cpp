@@ -224,6 +224,12 @@ ApiCall Tensors::call(std::chrono::milliseconds timeout) const {
   return call;
 }
 
+void Tensors::keep_forever() const noexcept {
+  for (const auto* tensors : {&read_, &results_})
+    for (const at::Tensor& tensor : *tensors) c10::raw::intrusive_ptr::incref(tensor.unsafeGetTensorImpl());
+  for (const auto& [theirs, ours] : copies_) c10::raw::intrusive_ptr::incref(ours.unsafeGetTensorImpl());
+}
+
 void Tensors::copy_back() {
   if (copies_.empty()) return;
   const c10::NoGradGuard no_grad;  // a leaf that requires a gradient is written as any other, also in the background

@@ -75,6 +75,7 @@ class Tensors {
   void copy_back();
   const char* name() const { return name_; }
   bool is_hx() const { return call_.device == static_cast<int>(DeviceKind::hx); }
+  void keep_forever() const noexcept;  // the memory that peers see
   // What the profiler shows the shapes of: inputs; of a recv, which has none, what it receives into.
   c10::ArrayRef<at::Tensor> shown() const { return call_.op == kRecv ? results_ : read_; }
   std::vector<at::Tensor> outputs() const { return {results_.begin(), results_.end()}; }

@@ -28,13 +28,16 @@ struct Work::Context {
   }
 };
 
-void keep_if_peers_may_touch(const Api& api, void* group, int kind, c10::ArrayRef<Tensors> calls) {
+void keep_if_peers_may_touch(const Api& api, void* group, int kind, c10::ArrayRef<Tensors> calls) noexcept {
   const bool touched =
       kind != 0 && kind != static_cast<int>(ErrorKind::usage) && kind != static_cast<int>(ErrorKind::mismatch);
   if (!touched || std::none_of(calls.begin(), calls.end(), [](const Tensors& call) { return call.is_hx(); })) return;
-  api.keep(
-      group, [](void* kept) { delete static_cast<std::vector<Tensors>*>(kept); },
-      new std::vector<Tensors>(calls.vec()));
+  try {
+    auto kept = std::make_unique<std::vector<Tensors>>(calls.vec());
+    api.keep(group, [](void* context) { delete static_cast<std::vector<Tensors>*>(context); }, kept.release());
+  } catch (...) {  // no memory to remember them by
+    for (const Tensors& call : calls) call.keep_forever();
+  }
 }
 
 Work::Work(int rank, c10d::OpType type, std::vector<at::Tensor> results)

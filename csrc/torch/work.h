@@ -16,7 +16,7 @@ namespace hxcomm::torch_glue {
 
 // Of calls that have ended with an error of that kind: peers may still read and write hx tensors, so their memory is
 // not used again until every peer has left the group or is dead.
-void keep_if_peers_may_touch(const Api& api, void* group, int kind, c10::ArrayRef<Tensors> calls);
+void keep_if_peers_may_touch(const Api& api, void* group, int kind, c10::ArrayRef<Tensors> calls) noexcept;
 
 // Several calls may stand behind one Work (coalesced ops). The Work may be dropped early: the calls hold it until they
 // have ended, and with it the tensors.

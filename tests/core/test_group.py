@@ -453,6 +453,43 @@ def test_a_scratch_offset_outside_the_segment_raises_instead_of_crashing(offset:
         assert not ranks.groups[0].is_alive()
 
 
+# Words of csrc/communicator/descriptor.h's second Descriptor behind a Control, in a group of two.
+DESCRIPTOR = (4864 + 512) // 8
+BLOCK_COUNTS, INPUTS, OUTPUTS = DESCRIPTOR + 2, DESCRIPTOR + 49, DESCRIPTOR + 53
+
+
+@pytest.mark.parametrize(
+    ("blocks", "offset", "count", "text"),
+    [
+        (0, 4096, 512, "rank 1 published 0 tensors where its peers touch 1"),
+        (1, 1 << 40, 512, "rank 1 published a tensor of 512 elements at byte 1099511627776 of its segment"),
+        (1, (64 << 20) - 8, 512, "rank 1 published a tensor of 512 elements"),
+        (1, (1 << 64) - 1024, 512, "rank 1 published a tensor of 512 elements"),
+        (1, 4096, 513, "rank 1 published a tensor of 513 elements"),
+        (1, 4096, 1 << 62, "rank 1 published a tensor of 4611686018427387904 elements"),
+    ],
+)
+@pytest.mark.parametrize("of", [INPUTS, OUTPUTS])
+def test_a_tensor_outside_the_segment_raises_instead_of_crashing(
+    of: int, blocks: int, offset: int, count: int, text: str
+) -> None:
+    with ThreadRanks(2, algorithms={"all_reduce": "two_shot"}) as ranks:
+        array = HxMemory(ranks.runtimes[0]).place(np.ones(512, np.float32))
+        posted = ranks.groups[0].post(call("all_reduce", "float32", [array], [array], device="hx"))
+        victim = Page(ranks.runtimes[0], ranks.groups[0].control_offset)
+        hostile = Page(ranks.runtimes[1], ranks.groups[1].control_offset)
+        hostile.put(FINGERPRINT + 1, victim.get(FINGERPRINT + 1))
+        n_inputs, n_outputs = (blocks, 1) if of == INPUTS else (1, blocks)
+        hostile.put(BLOCK_COUNTS, n_inputs << 32 | n_outputs << 48)
+        for extent in (INPUTS, OUTPUTS):
+            hostile.put(extent, offset if extent == of else 4096)
+            hostile.put(extent + 1, count if extent == of else 512)
+        hostile.put(PROGRESS, (1 << 16) + 1)
+        with pytest.raises(AbortedError, match=text):
+            ranks.groups[0].wait(posted)
+        assert not ranks.groups[0].is_alive()
+
+
 @pytest.mark.parametrize("offset", [1, 4097, 64 << 20, (1 << 64) - 4096])
 def test_a_control_page_outside_the_segment_is_refused(offset: int) -> None:
     ours, theirs = _core.Runtime(1 << 20), _core.Runtime(1 << 20)

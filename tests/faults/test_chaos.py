@@ -32,6 +32,15 @@ CASES = [
 ]
 
 
+ON_HX = [
+    "all_reduce,3,kill,transfer,1",
+    "all_gather,4,stop,judged,2",
+    "reduce_scatter,3,exception,arrived,3",
+    "all_to_all,2,kill,abort,4",
+    "broadcast,3,exit,published,5",
+]
+
+
 def run_chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CHAOS), *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S)
@@ -42,9 +51,9 @@ def outcome_of(folder: Path, *arguments: str) -> tuple[Any, str, int]:
     return json.loads((folder / "outcomes.json").read_text()), done.stdout, done.returncode
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_survivors_notice_a_failed_rank_and_nothing_else(case: str, tmp_path: Path) -> None:
-    (outcome,), printed, status = outcome_of(tmp_path, f"--case={case}")
+@pytest.mark.parametrize(("case", "device"), [(c, "cpu") for c in CASES] + [(c, "hx") for c in ON_HX])
+def test_survivors_notice_a_failed_rank_and_nothing_else(case: str, device: str, tmp_path: Path) -> None:
+    (outcome,), printed, status = outcome_of(tmp_path, f"--case={case}", f"--device={device}")
     assert status == 0 and not outcome["problems"], printed
     assert outcome["reached"], "the victim never came to its point: the case tests nothing"
     if case.split(",")[2] not in ("stop300", "gil") and ",leave," not in case:
@@ -65,7 +74,7 @@ def test_every_pair_of_factors_occurs_in_the_sampled_cases() -> None:
 def test_a_backend_that_names_no_rank_fails_with_a_line_that_repeats_the_case(tmp_path: Path) -> None:
     (outcome,), printed, status = outcome_of(tmp_path, "--backend=gloo", "--case=all_reduce,2,kill,before,5")
     assert status == 1 and "does not name" in outcome["problems"][0]
-    assert "python scripts/chaos.py --backend gloo --case all_reduce,2,kill,before,5" in printed
+    assert "python scripts/chaos.py --backend gloo --device cpu --case all_reduce,2,kill,before,5" in printed
     assert re.search(r"^\| kill +\| 1 +\| 0 ", printed, re.MULTILINE), printed
 
 
