@@ -313,6 +313,7 @@ std::shared_ptr<Op> Group::post_message(std::shared_ptr<Op> op) {
   const Blocks& blocks = recv ? call.output : call.input;
   if (blocks.size() != 1 || blocks[0].count != call.count)
     throw Error(ErrorKind::usage, std::string(op_name(call.op)) + " takes one tensor");
+  if (call.device == DeviceKind::hx) require_in_segment(call);
   op->posted_ns = now_ns();
   op->deadline_ns = call.timeout_ns > 0 ? op->posted_ns + call.timeout_ns : INT64_MAX;
   op->record = static_cast<int64_t>(own().flight.open(*op));

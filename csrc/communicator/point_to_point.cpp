@@ -17,8 +17,14 @@ bool fits(const Op& recv, int source, int32_t tag) {
   return recv.call.tag == tag && (recv.call.root == kAnySource || recv.call.root == source);
 }
 
-std::string elements(uint64_t count, DType dtype) {
-  return std::to_string(count) + " elements of " + dtype_name(dtype);
+std::string elements(uint64_t count, DType dtype, DeviceKind device = DeviceKind::cpu) {
+  return std::to_string(count) + " elements of " + dtype_name(dtype) +
+         (device == DeviceKind::hx ? " on device hx" : "");
+}
+
+Error corrupt(const std::string& sender, const char* what) {
+  return Error(ErrorKind::aborted,
+               sender + " sent " + what + ": its memory is corrupt, or another version of hxcomm runs there");
 }
 
 }  // namespace
@@ -126,27 +132,16 @@ bool PointToPoint::drain(int peer, Finished* finished) {
 
 void PointToPoint::take(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished) {
   Channel& channel = channels_[static_cast<size_t>(peer)];
-  const auto corrupt = [&](const char* what) {
-    return Error(ErrorKind::aborted, group_.config_.labels[static_cast<size_t>(peer)] + " sent " + what +
-                                         ": its memory is corrupt, or another version of hxcomm runs there");
-  };
-  if (payload_bytes > Packet::kPayloadBytes) throw corrupt("a packet that is too long");
+  const std::string& sender = group_.config_.labels[static_cast<size_t>(peer)];
+  if (payload_bytes > Packet::kPayloadBytes) throw corrupt(sender, "a packet that is too long");
   const uint64_t number = packet.message;
   switch (packet.kind) {
     case PacketKind::eager:
-    case PacketKind::announce: {
-      const bool announced = packet.kind == PacketKind::announce;
-      const uint8_t dtype = packet.dtype;
-      Message message{number, packet.tag, static_cast<DType>(dtype), packet.count, announced, {}, nullptr};
-      if (dtype >= kDTypes || (!announced && message.count * item_size(message.dtype) != payload_bytes))
-        throw corrupt("a message whose size is not its count times its dtype");
-      if (!announced) message.payload.assign(packet.payload, packet.payload + payload_bytes);
-      arrive(peer, std::move(message), finished);
-      return;
-    }
+    case PacketKind::announce:
+      return take_message(peer, packet, payload_bytes, finished);
     case PacketKind::request: {
       const auto it = channel.announced.find(number);
-      if (it == channel.announced.end()) throw corrupt("a request for a message that was not announced");
+      if (it == channel.announced.end()) throw corrupt(sender, "a request for a message that was not announced");
       channel.streams.push_back({std::move(it->second), number, 0});
       channel.announced.erase(it);
       return;
@@ -156,12 +151,19 @@ void PointToPoint::take(int peer, const Packet& packet, uint32_t payload_bytes, 
       const uint64_t offset = packet.offset;
       if (it == channel.incoming.end() || offset != it->second.received_bytes ||
           bytes_of(*it->second.recv) - offset < payload_bytes)
-        throw corrupt("data that was not requested");
+        throw corrupt(sender, "data that was not requested");
       std::memcpy(memory_of(*it->second.recv) + offset, packet.payload, payload_bytes);
       it->second.received_bytes += payload_bytes;
       if (it->second.received_bytes < bytes_of(*it->second.recv)) return;
       end(it->second.recv, nullptr, finished);
       channel.incoming.erase(it);
+      return;
+    }
+    case PacketKind::taken: {
+      const auto it = channel.announced.find(number);
+      if (it == channel.announced.end()) throw corrupt(sender, "that it took a message that was not announced");
+      end(it->second, nullptr, finished);
+      channel.announced.erase(it);
       return;
     }
     case PacketKind::refuse: {
@@ -176,7 +178,33 @@ void PointToPoint::take(int peer, const Packet& packet, uint32_t payload_bytes, 
       return;
     }
   }
-  throw corrupt("a packet of an unknown kind");
+  throw corrupt(sender, "a packet of an unknown kind");
+}
+
+void PointToPoint::take_message(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished) {
+  const auto p = static_cast<size_t>(peer);
+  const std::string& sender = group_.config_.labels[p];
+  const bool announced = packet.kind == PacketKind::announce;
+  const uint8_t dtype = packet.dtype, device = packet.device;
+  const uint64_t offset = packet.offset;
+  Message message;
+  message.number = packet.message;
+  message.tag = packet.tag;
+  message.dtype = static_cast<DType>(dtype);
+  message.count = packet.count;
+  message.announced = announced;
+  message.device = static_cast<DeviceKind>(device);
+  if (dtype >= kDTypes || device >= kDeviceKinds ||
+      (!announced && message.count * item_size(message.dtype) != payload_bytes))
+    throw corrupt(sender, "a message whose size is not its count times its dtype");
+  if (!announced) message.payload.assign(packet.payload, packet.payload + payload_bytes);
+  if (announced && message.device == DeviceKind::hx) {
+    const size_t segment = group_.segment_bytes_[p];
+    if (offset > segment || message.count > (segment - offset) / item_size(message.dtype))
+      throw corrupt(sender, "a tensor that lies outside its segment");
+    message.tensor = group_.segments_[p] + offset;
+  }
+  arrive(peer, std::move(message), finished);
 }
 
 // The send had been eager and is over: its record says so at once, its user hears of it at the next call with that
@@ -225,13 +253,14 @@ bool PointToPoint::match_posted(const OpPointer& recv, Finished* finished) {
 void PointToPoint::deliver(int source, Message& message, const OpPointer& recv, Finished* finished) {
   Channel& channel = channels_[static_cast<size_t>(source)];
   recv->source = source;
-  if (message.dtype != recv->call.dtype || message.count != recv->call.count) {
+  if (message.dtype != recv->call.dtype || message.count != recv->call.count || message.device != recv->call.device) {
     const std::string text =
         "a message and the receive that it met do not fit: " + group_.config_.labels[static_cast<size_t>(source)] +
-        " sent " + elements(message.count, message.dtype) + " with tag " + std::to_string(message.tag) + ", " +
-        group_.config_.labels[static_cast<size_t>(group_.rank())] + " receives " +
-        elements(recv->call.count, recv->call.dtype) +
-        "; nothing was stored, both are used up and the group stays usable. Send and receive the same dtype and count.";
+        " sent " + elements(message.count, message.dtype, message.device) + " with tag " + std::to_string(message.tag) +
+        ", " + group_.config_.labels[static_cast<size_t>(group_.rank())] + " receives " +
+        elements(recv->call.count, recv->call.dtype, recv->call.device) +
+        "; nothing was stored, both are used up and the group stays usable. Send and receive the same dtype and count "
+        "on the same device.";
     if (message.send)
       end(message.send, std::make_unique<Error>(ErrorKind::mismatch, text), finished);
     else if (source == group_.rank())
@@ -243,6 +272,9 @@ void PointToPoint::deliver(int source, Message& message, const OpPointer& recv, 
     std::memcpy(memory_of(*recv), memory_of(*message.send), bytes_of(*recv));
     end(message.send, nullptr, finished);
     end(recv, nullptr, finished);
+  } else if (message.tensor != nullptr) {
+    std::memcpy(memory_of(*recv), message.tensor, bytes_of(*recv));
+    reply(channel, {PacketKind::taken, message.number, {}, recv});
   } else if (message.announced) {
     channel.incoming.emplace(message.number, Incoming{recv, 0});
     reply(channel, {PacketKind::request, message.number});
@@ -257,7 +289,12 @@ void PointToPoint::send_to_self(Finished* finished) {
   while (!channel.sends.empty()) {
     const OpPointer send = std::move(channel.sends.front());
     channel.sends.pop_front();
-    Message message{channel.next_message++, send->call.tag, send->call.dtype, send->call.count, false, {}, nullptr};
+    Message message;
+    message.number = channel.next_message++;
+    message.tag = send->call.tag;
+    message.dtype = send->call.dtype;
+    message.count = send->call.count;
+    message.device = send->call.device;
     // As to a peer: a small send ends at once, a large one when it has been received.
     if (bytes_of(*send) <= Packet::kPayloadBytes) {
       message.payload.assign(memory_of(*send), memory_of(*send) + bytes_of(*send));
@@ -292,13 +329,7 @@ bool PointToPoint::put_next(int peer, Packet& packet, Finished* finished) {
   Channel& channel = channels_[static_cast<size_t>(peer)];
   // Replies first: the peer waits for them. Messages before data, so that a long one does not hold up the short ones.
   if (!channel.replies.empty()) {
-    const Outgoing& reply = channel.replies.front();
-    packet.kind = reply.kind;
-    packet.message = reply.message;
-    packet.payload_bytes = static_cast<uint32_t>(reply.text.size());
-    std::memcpy(packet.payload, reply.text.data(), reply.text.size());
-    channel.replies.pop_front();
-    count(-1);
+    put_reply(channel, packet, finished);
     return true;
   }
   if (!channel.sends.empty()) {
@@ -308,6 +339,9 @@ bool PointToPoint::put_next(int peer, Packet& packet, Finished* finished) {
     const bool eager = nbytes <= Packet::kPayloadBytes;
     packet.kind = eager ? PacketKind::eager : PacketKind::announce;
     packet.dtype = static_cast<uint8_t>(send->call.dtype);
+    packet.device = static_cast<uint8_t>(send->call.device);
+    if (!eager && send->call.device == DeviceKind::hx)
+      packet.offset = static_cast<uint64_t>(memory_of(*send) - group_.segments_[static_cast<size_t>(group_.rank())]);
     packet.tag = send->call.tag;
     packet.count = send->call.count;
     packet.message = channel.next_message++;
@@ -335,6 +369,18 @@ bool PointToPoint::put_next(int peer, Packet& packet, Finished* finished) {
   return true;
 }
 
+void PointToPoint::put_reply(Channel& channel, Packet& packet, Finished* finished) {
+  const Outgoing reply = std::move(channel.replies.front());
+  channel.replies.pop_front();
+  packet.kind = reply.kind;
+  packet.message = reply.message;
+  packet.payload_bytes = static_cast<uint32_t>(reply.text.size());
+  std::memcpy(packet.payload, reply.text.data(), reply.text.size());
+  count(-1);
+  // Looked at after the copy: a sender that failed has set this rank's word before its user had the tensor back.
+  if (reply.recv) end(reply.recv, group_.own().abort.is_set() ? group_.failure(reply.recv.get()) : nullptr, finished);
+}
+
 void PointToPoint::end(const OpPointer& op, std::unique_ptr<Error> error, Finished* finished) {
   op->error = std::move(error);
   group_.own().flight.close(static_cast<uint64_t>(op->record), op->error == nullptr, now_ns());
@@ -352,6 +398,8 @@ std::vector<PointToPoint::OpPointer> PointToPoint::pending() const {
     for (const auto& [number, incoming] : channel.incoming) ops.push_back(incoming.recv);
     for (const Message& message : channel.arrived)
       if (message.send) ops.push_back(message.send);
+    for (const Outgoing& reply : channel.replies)
+      if (reply.recv) ops.push_back(reply.recv);
   }
   return ops;
 }
@@ -362,7 +410,14 @@ void PointToPoint::fail_all(Finished* finished) {
 }
 
 void PointToPoint::drop_all(Finished* finished) {
-  for (const OpPointer& op : pending()) end(op, group_.failure(op.get()), finished);
+  const std::vector<OpPointer> failed = pending();
+  // Peers may be copying out of announced tensors of device hx, which go back to their user here.
+  const auto lends = [](const Channel& channel) {
+    return std::any_of(channel.announced.begin(), channel.announced.end(),
+                       [](const auto& each) { return each.second->call.device == DeviceKind::hx; });
+  };
+  if (std::any_of(channels_.begin(), channels_.end(), lends)) group_.pass_on_abort();
+  for (const OpPointer& op : failed) end(op, group_.failure(op.get()), finished);
   receives_.clear();
   for (Channel& channel : channels_) {
     channel.sends.clear();
@@ -391,7 +446,8 @@ bool PointToPoint::waits_in_vain(const Op& op) const {
 }
 
 std::string PointToPoint::state_of(const Op& op) const {
-  const std::string tag = " (tag " + std::to_string(op.call.tag) + ", " + elements(op.call.count, op.call.dtype) + ")";
+  const std::string tag =
+      " (tag " + std::to_string(op.call.tag) + ", " + elements(op.call.count, op.call.dtype, op.call.device) + ")";
   const auto label = [this](int rank) { return group_.config_.labels[static_cast<size_t>(rank)]; };
   const std::string me = label(group_.rank());
   if (op.call.op == OpCode::send) return "send on " + me + " to " + label(op.call.root) + tag;

@@ -1,10 +1,11 @@
 // Messages between two ranks of a group: send, recv, tags, any source. They never touch the collective sequence.
 //
 // A small message is sent eagerly: it is copied into the ring to its receiver, and the send is done. A larger one is
-// announced; the receiver requests it once it has a buffer, and it follows in pieces. A receiver takes whatever arrives
-// out of the rings while it has anything pending, matching it with the posted receives in the order sent, so a ring
-// that is full of messages nobody wants yet blocks none behind them. Terms as in MPI: eager, rendezvous, matching by
-// (source, tag) in order.
+// announced; the receiver requests it once it has a buffer, and it follows in pieces. One of device hx is not sent at
+// all: the receiver copies it out of the sender's tensor, which is lent until it says so. A receiver takes whatever
+// arrives out of the rings while it has anything pending, matching it with the posted receives in the order sent, so a
+// ring that is full of messages nobody wants yet blocks none behind them. Terms as in MPI: eager, rendezvous, matching
+// by (source, tag) in order.
 #pragma once
 
 #include <cstdint>
@@ -54,6 +55,8 @@ class PointToPoint {
     bool announced = false;
     std::vector<std::byte> payload;  // of an eager one
     OpPointer send;                  // where this rank sent it to itself
+    DeviceKind device{};
+    const std::byte* tensor = nullptr;  // of an announced one of device hx: where it lies
   };
   struct Incoming {  // requested; its data is on the way
     OpPointer recv;
@@ -63,6 +66,7 @@ class PointToPoint {
     PacketKind kind{};
     uint64_t message = 0;
     std::string text{};
+    OpPointer recv{};  // ends when this is in the ring: who has left sends nothing any more
   };
   struct Stream {
     OpPointer send;
@@ -90,6 +94,8 @@ class PointToPoint {
   void ring(int peer);
   bool drain(int peer, Finished* finished);
   void take(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished);
+  void take_message(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished);
+  void put_reply(Channel& channel, Packet& packet, Finished* finished);
   bool pump(int peer, Finished* finished);
   bool put_next(int peer, Packet& packet, Finished* finished);
   void send_to_self(Finished* finished);

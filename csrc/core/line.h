@@ -148,6 +148,6 @@ struct alignas(64) SegmentHeader {
 };
 
 constexpr uint64_t kSegmentMagic = 0x314D4F4343585848ull;  // "HXXCCOM1"
-constexpr uint32_t kProtocolVersion = 2;
+constexpr uint32_t kProtocolVersion = 3;
 
 }  // namespace hxcomm

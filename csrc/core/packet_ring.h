@@ -36,21 +36,23 @@ static_assert(sizeof(PairLine) == 64);
 
 enum class PacketKind : uint8_t {
   eager = 1,     // a whole message
-  announce = 2,  // a message that does not fit in a packet: its sender waits for `request`
+  announce = 2,  // a message that does not fit in a packet: its sender waits for `request` or, of device hx, `taken`
   request = 3,   // the receiver has a buffer for the announced message
   data = 4,      // a piece of a requested message
   refuse = 5,    // the message met a receive that it does not fit; the payload says why
+  taken = 6,     // the receiver has copied the announced message out of its sender's tensor
 };
 
 struct Packet {
   static constexpr size_t kPayloadBytes = 16 << 10;
   PacketKind kind;
   uint8_t dtype;
+  uint8_t device;  // DeviceKind of the sender's tensor
   uint32_t payload_bytes;
   int32_t tag;
-  uint64_t message;  // numbers a sender's messages to one peer; in request and refuse, the peer's number
+  uint64_t message;  // numbers a sender's messages to one peer; in request, refuse and taken, the peer's number
   uint64_t count;    // elements of the whole message
-  uint64_t offset;   // data: of the payload in the message, in bytes
+  uint64_t offset;   // bytes; data: of the payload in the message; announce of hx: of the tensor in its segment
   alignas(64) std::byte payload[kPayloadBytes];
 };
 

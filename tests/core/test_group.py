@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import mmap
-import struct
-from pathlib import Path
 from typing import Any
 
 import exact
 import numpy as np
 import pytest
 from exact import Array
-from thread_ranks import TIMEOUT_S, HxMemory, ThreadRanks, call
+from thread_ranks import TIMEOUT_S, HxMemory, Page, ThreadRanks, call
 
 from hxcomm import _core, algorithms, interpreted
 from hxcomm.errors import AbortedError, InitError, MismatchError
@@ -413,26 +410,6 @@ def test_split_sizes_that_do_not_fit_raise_on_every_rank_naming_the_pair() -> No
 
 
 # --- hostile memory ---
-
-
-class Page:
-    """The control page of a rank, found as any process with the memfd could: through /proc/self/fd."""
-
-    def __init__(self, runtime: _core.Runtime, offset: int) -> None:
-        for fd in Path("/proc/self/fd").iterdir():
-            if not (fd.is_symlink() and str(fd.readlink()).startswith("/memfd:hxcomm")):
-                continue
-            memory = mmap.mmap(int(fd.name), 0)
-            if runtime.nonce in memory[:64]:
-                self.memory, self.offset = memory, offset
-                return
-        raise AssertionError("no segment of that runtime")
-
-    def get(self, word: int) -> int:
-        return struct.unpack_from("<Q", self.memory, self.offset + 8 * word)[0]
-
-    def put(self, word: int, value: int) -> None:
-        struct.pack_into("<Q", self.memory, self.offset + 8 * word, value)
 
 
 PROGRESS, FINGERPRINT, SCRATCH = 0, 1, 3  # words of core/line.h's Line

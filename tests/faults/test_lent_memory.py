@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +33,7 @@ def fail_beside(pid: int) -> int:
     tensor = torch.full((COUNT,), 1, dtype=torch.int64, device="hx")
     work = dist.all_reduce(tensor, async_op=True)
     while not is_stopped(pid):
-        time.sleep(0.001)
+        os.sched_yield()
     dist.distributed_c10d._get_default_group().abort()
     with pytest.raises(hxcomm.AbortedError):
         work.wait()
@@ -78,3 +77,31 @@ def test_memory_lent_to_a_failed_collective_is_kept_until_the_peer_has_left(run_
     assert found["untouched"] and not found["reused"]
     assert found["kept"] >= 8 * COUNT, "the tensor's memory was given back while a peer could still write there"
     assert found["after"] == 0
+
+
+def abort_a_message(rank: int, world_size: int) -> list[int]:
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    before = memory()
+    if rank == 0:
+        work = dist.isend(torch.ones(COUNT, device="hx"), 1)
+        assert work is not None
+        dist.distributed_c10d._get_default_group().abort()
+        with pytest.raises(hxcomm.AbortedError):
+            work.wait()
+        del work
+        kept = memory() - before
+        store.set("looked", "")
+        store.wait(["left"])
+        dist.destroy_process_group()
+        return [kept, memory() - before]
+    with pytest.raises(hxcomm.AbortedError):
+        dist.recv(torch.ones(COUNT, device="hx"), 0, tag=1)  # no such message comes
+    store.wait(["looked"])
+    dist.destroy_process_group()
+    store.set("left", "")
+    return []
+
+
+def test_memory_of_a_message_that_failed_is_kept_until_the_peer_has_left(run_ranks: Run) -> None:
+    kept, after = run_ranks(abort_a_message, 2)[0]
+    assert kept >= 4 * COUNT and after == 0

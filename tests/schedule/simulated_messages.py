@@ -33,6 +33,7 @@ class MessageOp:
     memory: list[int]
     number: int = 0  # which message of its (source, tag) a recv must get, where it names its source
     wrong: bool = False  # it meets one of another count or dtype
+    lends: bool = False  # of a large send, device hx: the receiver copies out of `memory` itself
     source: int = ANY
     outcome: str | None = None
 
@@ -50,6 +51,7 @@ class Packet:
     dtype: str = ""
     count: int = 0
     payload: list[int] = field(default_factory=list)
+    lent: MessageOp | None = None
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Message:
     count: int
     payload: list[int] | None = None  # of an eager one
     send: MessageOp | None = None  # where this rank sent it to itself
+    lent: MessageOp | None = None
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Channel:
     produced: int = 0
     consumed: int = 0
     next_message: int = 1
-    replies: deque[tuple[str, int]] = field(default_factory=deque)
+    replies: deque[tuple[str, int, MessageOp | None]] = field(default_factory=deque)  # and the recv that it ends
     sends: deque[MessageOp] = field(default_factory=deque)
     announced: dict[int, MessageOp] = field(default_factory=dict)
     streams: deque[tuple[MessageOp, int, list[int]]] = field(default_factory=deque)  # what is left of it
@@ -101,6 +104,7 @@ class PointToPoint:
         self.n = member.group.world_size
         self.channels = [Channel() for _ in range(self.n)]
         self.receives: list[MessageOp] = []
+        self.copies: list[tuple[int, Message, MessageOp]] = []  # to be made before the lock is given back
         self.n_pending = 0  # ops that have not ended, and replies that are not in a ring yet
         self.next_source = 0
         self.last_any = ANY
@@ -124,6 +128,7 @@ class PointToPoint:
                 self.channels[op.peer].sends.append(op)
             elif self.broken == "matched late" or not self.match_posted(op):
                 self.receives.append(op)
+            yield from self.copy_lent()
         self.locked = False
         yield from self.try_advance()
         yield None
@@ -182,6 +187,7 @@ class PointToPoint:
         moved = self.send_to_self()
         if self.broken == "matched late":
             self.receives = [op for op in self.receives if not self.match_posted(op)]
+            yield from self.copy_lent()
         for peer in range(self.n):
             if peer == self.rank:
                 continue
@@ -217,11 +223,12 @@ class PointToPoint:
             if self.broken == "consumed before copied":
                 mail.consumed[self.rank][peer] = channel.consumed + 1
             yield None
-            packet = Packet(slot.kind, slot.message, slot.tag, slot.dtype, slot.count)
+            packet = Packet(slot.kind, slot.message, slot.tag, slot.dtype, slot.count, lent=slot.lent)
             for index in range(len(slot.payload)):
                 yield None
                 packet.payload.append(slot.payload[index] if index < len(slot.payload) else GARBAGE)
             self.take(peer, packet)
+            yield from self.copy_lent()
             channel.consumed += 1
             yield None
             mail.consumed[self.rank][peer] = channel.consumed
@@ -231,7 +238,12 @@ class PointToPoint:
         channel, number = self.channels[peer], packet.message
         if packet.kind in ("eager", "announce"):
             payload = packet.payload if packet.kind == "eager" else None
-            self.arrive(peer, Message(number, packet.tag, packet.dtype, packet.count, payload))
+            self.arrive(peer, Message(number, packet.tag, packet.dtype, packet.count, payload, lent=packet.lent))
+        elif packet.kind == "taken":
+            self.expect(number in channel.announced, "what was not announced has been taken")
+            send = channel.announced.pop(number)
+            if self.broken != "not lent":
+                self.end(send, "done")
         elif packet.kind == "request":
             self.expect(number in channel.announced, "a request for what was not announced")
             send = channel.announced.pop(number)
@@ -299,13 +311,27 @@ class PointToPoint:
             if message.send:
                 self.end(message.send, "done")
             self.end(recv, "done")
+        elif message.lent:
+            self.copies.append((source, message, recv))
         else:
             self.channels[source].incoming[message.number] = (recv, [])
             self.reply(source, "request", message.number)
 
-    def reply(self, peer: int, kind: str, number: int) -> None:
+    def copy_lent(self) -> Steps:
+        for source, message, recv in self.copies:
+            assert message.lent
+            for index in range(len(recv.memory)):
+                yield None
+                recv.memory[index] = message.lent.memory[index]
+            ends_here = self.broken == "nobody hears that it was taken"
+            if ends_here:
+                self.end(recv, "done")
+            self.reply(source, "taken", message.number, None if ends_here else recv)
+        self.copies = []
+
+    def reply(self, peer: int, kind: str, number: int, recv: MessageOp | None = None) -> None:
         self.n_pending += 1
-        self.channels[peer].replies.append((kind, number))
+        self.channels[peer].replies.append((kind, number, recv))
 
     def send_to_self(self) -> bool:
         channel = self.channels[self.rank]
@@ -340,6 +366,7 @@ class PointToPoint:
             yield None
             slot.kind, slot.message, slot.tag = packet.kind, packet.message, packet.tag
             slot.dtype, slot.count, slot.payload = packet.dtype, packet.count, [GARBAGE] * len(packet.payload)
+            slot.lent = packet.lent
             for index, element in enumerate(packet.payload):
                 yield None
                 slot.payload[index] = element
@@ -349,7 +376,10 @@ class PointToPoint:
     def next_packet(self, channel: Channel) -> Packet | None:
         if channel.replies:
             self.n_pending -= 1
-            return Packet(*channel.replies.popleft())
+            kind, number, recv = channel.replies.popleft()
+            if recv:  # looked at after the copy
+                self.end(recv, "ended" if self.member.group.aborted[self.rank] else "done")
+            return Packet(kind, number)
         if channel.sends:
             send = channel.sends.popleft()
             number, channel.next_message = channel.next_message, channel.next_message + 1
@@ -360,6 +390,9 @@ class PointToPoint:
                 self.end(send, "done")
             else:
                 channel.announced[number] = send
+                packet.lent = send if send.lends else None
+                if packet.lent and self.broken == "not lent":
+                    self.end(send, "done")
             return packet
         if not channel.streams:
             return None
@@ -380,9 +413,13 @@ class PointToPoint:
             ops += [*channel.sends, *channel.announced.values(), *(send for send, _, _ in channel.streams)]
             ops += [recv for recv, _ in channel.incoming.values()]
             ops += [message.send for message in channel.arrived if message.send]
+            ops += [recv for _, _, recv in channel.replies if recv]
         return ops
 
     def drop_all(self) -> None:
+        lent = [op for channel in self.channels for op in channel.announced.values() if op.lends]
+        if lent and self.broken != "peers are not told":
+            self.member.group.aborted[:] = [True] * self.n
         for op in self.pending():
             self.end(op, "ended")
         self.n_pending -= sum(len(channel.replies) for channel in self.channels)

@@ -67,6 +67,9 @@ RULES: dict[str, list[str]] = {
     "no goodbye": ["leave"],
     "the ring before membership": [],
     "the source is forgotten": ["leave"],
+    "not lent": [],
+    "peers are not told": ["abort"],
+    "nobody hears that it was taken": ["leave"],
 }
 
 
