@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
-from torch import Generator
-from torch._C._distributed_c10d import Backend
+from torch import Generator, device
+from torch._C._distributed_c10d import Backend, Store
 
 class ProcessGroup(Backend):
     """torch.distributed's backend over a group of the communicator."""
@@ -14,8 +14,13 @@ class ProcessGroup(Backend):
         api: object,
         group: object,
         timeout_s: float,
+        options: Backend.Options,
         shrink: Callable[[list[int], Backend.Options | None], Backend],
+        split: Callable[[Store, list[int], Backend.Options], Backend],
     ) -> None: ...
+    @property
+    def options(self) -> Backend.Options: ...
+    def perform_nocolor_split(self, device: device) -> None: ...
 
 class NothingProcessGroup(Backend):
     """Completes every collective at once and touches no tensor: what torch.distributed itself costs a call."""

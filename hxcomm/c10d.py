@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import Backend as BackendBase
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.distributed_c10d import BackendConfig
 
-from hxcomm import build_check
+from hxcomm import build_check, environment
 
 BACKEND = "hxcomm"
 
@@ -36,6 +36,10 @@ class Options(BackendBase.Options):
             raise ValueError(f"segment_bytes is {segment_bytes}; it must be positive")
         self.segment_bytes = segment_bytes
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        """torch copies those of the parent for split_group."""
+        return Options(self.algorithms, self.segment_bytes)
+
 
 class Statistic(TypedDict):
     """What one group has done with one algorithm of one op, seen by this rank."""
@@ -47,6 +51,8 @@ class Statistic(TypedDict):
     calls: int
     nbytes: int
     """Payload bytes: of one block (a tensor, or one rank's part of it) per call, added up."""
+    memory: str
+    """How peers met: `mapped` (in the tensors themselves, on device hx) or `staged` (copied through scratch)."""
     time_ns: int
     """Inside the collective, waiting for peers included."""
     hop_bytes: list[int]
@@ -72,13 +78,16 @@ def register_backend() -> None:
 def _nameless_as_without_hx(original: Callable[..., None], cpu_backend: str) -> Callable[..., None]:
     """torch gives a group without a named backend that of the default accelerator only, and CPU tensors none.
 
-    Where that accelerator is hx, such a group is what it would be without hx: CPU's.
+    Where that accelerator is hx, such a group is what it would be without hx, CPU's; and hx's too, where torchrun says
+    that all ranks are on one host: the others would fail for a backend that they never named.
     """
 
     def __init__(self: BackendConfig, backend: Any) -> None:  # noqa: N807
         nameless = str(backend) == dist.Backend.UNDEFINED
         accelerator = torch.accelerator.current_accelerator() if nameless else None
-        original(self, f"cpu:{cpu_backend}" if accelerator is not None and accelerator.type == "hx" else backend)
+        if accelerator is not None and accelerator.type == "hx":
+            backend = f"cpu:{cpu_backend},hx:{BACKEND}" if environment.launched_on_one_host() else f"cpu:{cpu_backend}"
+        original(self, backend)
 
     return __init__
 
@@ -107,6 +116,17 @@ class _Membership:
             timeout_s=self.timeout_s,
         )
 
+    def of(self, ranks: list[int], store: Any, options: BackendBase.Options) -> _Membership:
+        """Of a group of some of the ranks, which torch has named."""
+        return _Membership(
+            store=store,
+            name=options.group_name,
+            rank=ranks.index(self.rank),
+            world_size=len(ranks),
+            global_ranks=[self.global_ranks[rank] for rank in ranks],
+            timeout_s=options._timeout.total_seconds(),
+        )
+
 
 def _create(options: Any, pg_options: Any) -> Any:
     """Called by torch for each new group of this rank. Raises InitError, or ImportError where the build is wrong."""
@@ -128,17 +148,16 @@ def _create(options: Any, pg_options: Any) -> Any:
 def _make_process_group(
     member: _Membership, pg_options: Any, death_of: Callable[[int], str] = lambda rank: ""
 ) -> BackendBase:
-    from hxcomm import _C, _core, bootstrap, environment, interpreted
+    from hxcomm import _C, _core, bootstrap, interpreted
     from hxcomm.select import SEGMENT_BYTES, Layout, Planner
 
     environment.warn_about_unknown()
-    asked = dict(environment.ALGO.get())
-    segment_bytes = environment.SEGMENT.get() or SEGMENT_BYTES
-    if isinstance(pg_options, Options):
-        asked.update(pg_options.algorithms)
-        segment_bytes = pg_options.segment_bytes or segment_bytes
-    elif pg_options is not None and type(pg_options) is not BackendBase.Options:
-        raise TypeError(f"pg_options for hxcomm is hxcomm.Options(...), not {type(pg_options).__name__}")
+    if not isinstance(pg_options, Options):
+        if pg_options is not None and type(pg_options) is not BackendBase.Options:
+            raise TypeError(f"pg_options for hxcomm is hxcomm.Options(...), not {type(pg_options).__name__}")
+        pg_options = Options()
+    asked = {**environment.ALGO.get(), **pg_options.algorithms}
+    segment_bytes = pg_options.segment_bytes or environment.SEGMENT.get() or SEGMENT_BYTES
     try:
         planner = Planner(member.rank, Layout(member.world_size), member.name, asked, segment_bytes)
     except ValueError as error:
@@ -163,13 +182,20 @@ def _make_process_group(
             member.without(excluded), shrunk_options or pg_options, lambda rank: group.death_of(remaining[rank])
         )
 
+    def split(store: Any, ranks: list[int], split_options: BackendBase.Options) -> BackendBase:
+        return _make_process_group(
+            member.of(ranks, store, split_options), split_options, lambda rank: group.death_of(ranks[rank])
+        )
+
     return _C.ProcessGroup(
         rank=member.rank,
         size=member.world_size,
         api=_core.api(),
         group=group.capsule(),
         timeout_s=member.timeout_s,
+        options=pg_options,
         shrink=shrink,
+        split=split,
     )
 
 
@@ -197,14 +223,17 @@ def monitored_barrier(
 
 
 def statistics() -> list[Statistic]:
-    """What every live group of this process has done so far, one entry per (group, op, algorithm, root, dtype)."""
+    """What every live group of this process has done so far, one entry per (group, op, algorithm, root, dtype,
+    memory)."""
     from hxcomm import algorithms, bootstrap
     from hxcomm.schedule import lower, ring_hop_bytes
 
     rows: list[Statistic] = []
     for row in bootstrap.runtime().statistics():
         root = row["root"] if row["root"] >= 0 else None
-        schedule = lower(algorithms.build(row["op"], row["algorithm"], row["world_size"], root), private=True)
+        schedule = lower(
+            algorithms.build(row["op"], row["algorithm"], row["world_size"], root), private=row["memory"] == "staged"
+        )
         rows.append(
             Statistic(
                 group=row["group"],
@@ -213,6 +242,7 @@ def statistics() -> list[Statistic]:
                 calls=row["calls"],
                 dtype=row["dtype"],
                 nbytes=row["elements"] * row["item_bytes"],
+                memory=row["memory"],
                 time_ns=row["time_ns"],
                 hop_bytes=ring_hop_bytes(
                     schedule, row["elements"], row["item_bytes"], accumulation_itemsize=row["accumulation_bytes"]

@@ -256,6 +256,12 @@ VARIABLES: Mapping[str, Variable[object]] = {
 _warned_of: set[str] = set()
 
 
+def launched_on_one_host() -> bool:
+    """Whether torchrun, or who sets its variables, says that all ranks are on this host; False where nobody says."""
+    everyone = os.environ.get("WORLD_SIZE")
+    return everyone is not None and everyone == os.environ.get("LOCAL_WORLD_SIZE")
+
+
 def warn_about_unknown() -> None:
     """Warns, once a process and name, of each HXCOMM_* variable that is set but does not exist: a typo does nothing."""
     for name in sorted(os.environ):

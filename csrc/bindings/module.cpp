@@ -194,7 +194,8 @@ py::list statistics_of(const Group& group) {
         py::arg("group") = group.name(), py::arg("world_size") = group.world_size(), py::arg("op") = op_name(s->op),
         py::arg("algorithm") = s->plan->algorithm, py::arg("root") = s->root, py::arg("dtype") = dtype_name(s->dtype),
         py::arg("calls") = s->calls.load(), py::arg("elements") = elements, py::arg("item_bytes") = item_size(s->dtype),
-        py::arg("accumulation_bytes") = accumulation_size(s->dtype), py::arg("time_ns") = s->time_ns.load()));
+        py::arg("accumulation_bytes") = accumulation_size(s->dtype), py::arg("time_ns") = s->time_ns.load(),
+        py::arg("memory") = s->plan->is_private ? "staged" : "mapped"));
   }
   return rows;
 }

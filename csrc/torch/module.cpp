@@ -27,13 +27,17 @@ PYBIND11_MODULE(_C, m) {
   py::module_::import("torch._C._distributed_c10d");  // knows the base class
   py::class_<ProcessGroup, c10d::Backend, c10::intrusive_ptr<ProcessGroup>>(m, "ProcessGroup")
       .def(py::init([](int rank, int size, const py::capsule& api, const py::capsule& group, double timeout_s,
-                       ProcessGroup::Shrink shrink) {
+                       c10::intrusive_ptr<ProcessGroup::Options> options, ProcessGroup::Shrink shrink,
+                       ProcessGroup::Split split) {
              const auto timeout = std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1e3));
              return c10::make_intrusive<ProcessGroup>(rank, size, api_from(api), group.get_pointer<void>(), timeout,
-                                                      std::move(shrink));
+                                                      std::move(options), std::move(shrink), std::move(split));
            }),
            py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("api"), py::arg("group"), py::arg("timeout_s"),
-           py::arg("shrink"));
+           py::arg("options"), py::arg("shrink"), py::arg("split"))
+      .def_property_readonly("options", &ProcessGroup::getBackendOptions)
+      // Of ranks that new_group() leaves out of a device-bound group: here they have nothing to do.
+      .def("perform_nocolor_split", [](ProcessGroup&, const c10::Device&) {});
   py::class_<NothingProcessGroup, c10d::Backend, c10::intrusive_ptr<NothingProcessGroup>>(m, "NothingProcessGroup")
       .def(py::init([](int rank, int size) { return c10::make_intrusive<NothingProcessGroup>(rank, size); }),
            py::kw_only(), py::arg("rank"), py::arg("size"));

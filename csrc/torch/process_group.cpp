@@ -44,8 +44,14 @@ Event begin_event_of(c10::ArrayRef<Tensors> calls) {
 }  // namespace
 
 ProcessGroup::ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout,
-                           Shrink shrink)
-    : Backend(rank, size), api_(api), group_(api->retain(group)), timeout_(timeout), shrink_(std::move(shrink)) {}
+                           c10::intrusive_ptr<Options> options, Shrink shrink, Split split)
+    : Backend(rank, size),
+      api_(api),
+      group_(api->retain(group)),
+      timeout_(timeout),
+      options_(std::move(options)),
+      shrink_(std::move(shrink)),
+      split_(std::move(split)) {}
 
 ProcessGroup::~ProcessGroup() {
   api_->leave(group_);
@@ -57,6 +63,18 @@ c10::intrusive_ptr<c10d::Backend> ProcessGroup::shrink(const std::vector<int64_t
   constexpr int kAbort = 1;  // torch.distributed.distributed_c10d.SHRINK_ABORT
   if (flags == kAbort) api_->abort(group_, "shrink_group() was called with SHRINK_ABORT");
   return shrink_(excluded, options);
+}
+
+c10::intrusive_ptr<c10d::Backend> ProcessGroup::split(const c10::intrusive_ptr<c10d::Store>& store,
+                                                      const std::vector<int>& ranks,
+                                                      const c10::intrusive_ptr<Options>& options) {
+  if (std::find(ranks.begin(), ranks.end(), getRank()) == ranks.end()) return nullptr;
+  // torch asks once for each device, cpu and hx: one group serves both.
+  if (auto made = last_split_.lock(); made && options->group_name == last_split_name_) return made;
+  auto made = split_(store, ranks, options);
+  last_split_ = c10::weak_intrusive_ptr<Backend>(made);
+  last_split_name_ = options->group_name;
+  return made;
 }
 
 void ProcessGroup::refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::milliseconds timeout) {

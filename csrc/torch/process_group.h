@@ -22,8 +22,14 @@ class ProcessGroup final : public c10d::Backend {
   using Shrink = std::function<c10::intrusive_ptr<Backend>(const std::vector<int64_t>& excluded,
                                                            const c10::intrusive_ptr<Options>& options)>;
 
+  // Makes the process group of `ranks` of this one, this rank among them.
+  using Split = std::function<c10::intrusive_ptr<Backend>(const c10::intrusive_ptr<c10d::Store>& store,
+                                                          const std::vector<int>& ranks,
+                                                          const c10::intrusive_ptr<Options>& options)>;
+
   // `api` and `group` come from the capsules of hxcomm._core; the group is retained.
-  ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout, Shrink shrink);
+  ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout,
+               c10::intrusive_ptr<Options> options, Shrink shrink, Split split);
   ~ProcessGroup() override;
 
   const std::string getBackendName() const override { return "hxcomm"; }
@@ -37,6 +43,12 @@ class ProcessGroup final : public c10d::Backend {
   // with SHRINK_ABORT at once.
   c10::intrusive_ptr<Backend> shrink(const std::vector<int64_t>& excluded, int flags,
                                      const c10::intrusive_ptr<Options>& options) override;
+
+  bool supportsSplitting() const override { return true; }
+  c10::intrusive_ptr<Options> getBackendOptions() override { return options_; }
+  // Null on ranks that are not among `ranks`: they have nothing to do. Blocks until all that are have called it.
+  c10::intrusive_ptr<Backend> split(const c10::intrusive_ptr<c10d::Store>& store, const std::vector<int>& ranks,
+                                    const c10::intrusive_ptr<Options>& options) override;
 
   using WorkPtr = c10::intrusive_ptr<c10d::Work>;
   using List = std::vector<at::Tensor>;
@@ -91,7 +103,11 @@ class ProcessGroup final : public c10d::Backend {
   const Api* api_;
   void* group_;
   std::chrono::milliseconds timeout_;
+  c10::intrusive_ptr<Options> options_;
   Shrink shrink_;
+  Split split_;
+  c10::weak_intrusive_ptr<Backend> last_split_{c10::intrusive_ptr<Backend>()};
+  std::string last_split_name_;
   std::atomic<bool> coalescing_{false};
   std::mutex coalesced_mutex_;
   std::vector<WorkPtr> coalesced_;  // since startCoalescing()
