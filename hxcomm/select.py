@@ -22,6 +22,9 @@ SEGMENT_BYTES = 256 << 10
 # Up to this many bytes every rank reads everything: one hand-over instead of two. HXCOMM_ALGO=all_reduce:..., p50 in us
 # of one_shot and two_shot: 2 ranks, 2 KiB 11.2 and 9.2, 4 KiB 12.6 and 9.5; 4 ranks on 2 cores, where a hand-over costs
 # a scheduling round, 1 KiB 49 and 95, 2 KiB 52 and 48, 4 KiB 40 and 52.
+# In mapped memory two_shot has one hand-over, too, and no copy aside: p50 in us of one_shot and two_shot, interleaved
+# calls of the core on 2 cores: 2 ranks, 64 B 0.95 and 0.92, 1 KiB 0.97 and 0.97, 4 KiB 1.24 and 0.99; 3 ranks, 8.19 and
+# 7.98, 8.31 and 8.19, 8.55 and 8.23; 4 ranks, 21.3 and 21.0, 21.5 and 21.1, 22.0 and 21.2.
 ONE_SHOT_BYTES = 2 << 10
 
 
@@ -50,9 +53,11 @@ def register_selector(selector: Selector) -> Selector:
     return selector
 
 
-def default_algorithm(op: str, nbytes: int, layout: Layout) -> tuple[str, str]:
+def default_algorithm(op: str, nbytes: int, layout: Layout, mapped: bool = False) -> tuple[str, str]:
     """The built-in choice and the reason for it. Only algorithms that reduce in rank order are chosen unasked."""
     if op == "all_reduce":
+        if mapped and layout.world_size > 1:
+            return "two_shot", "tensors that peers reach: one hand-over, and each rank reduces its share once"
         if layout.world_size == 1 or nbytes <= ONE_SHOT_BYTES:
             return "one_shot", f"at most {ONE_SHOT_BYTES} bytes: one hand-over"
         return "two_shot", f"more than {ONE_SHOT_BYTES} bytes: each rank reduces its share once"
@@ -90,7 +95,7 @@ class Planner:
         asked = ",".join(f"{op}:{name}" for op, name in sorted(self.overrides.items())) or "default"
         return f"algorithms {asked}; segment {self.segment_bytes} bytes; {len(_selectors)} selectors"
 
-    def choose(self, op: str, nbytes: int, dtype: str) -> tuple[str, str]:
+    def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False) -> tuple[str, str]:
         """(algorithm, why)."""
         if op in self.overrides:
             return self.overrides[op], "asked for (HXCOMM_ALGO or Options)"
@@ -99,7 +104,7 @@ class Planner:
             if name is not None:
                 self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
                 return name, f"the selector {getattr(selector, '__name__', selector)!r}"
-        return default_algorithm(op, nbytes, self.layout)
+        return default_algorithm(op, nbytes, self.layout, mapped)
 
     def plan(self, op: str, algorithm: str, root: int, mapped: bool) -> _core.Plan:
         """The compiled plan of this rank; compiled once."""
@@ -114,7 +119,7 @@ class Planner:
         self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int, mapped: bool = False
     ) -> tuple[_core.Plan, int]:
         """`mapped`: peers reach the tensors of the call, so the plan touches them; else it goes through scratch."""
-        algorithm, why = self.choose(op, nbytes, dtype)
+        algorithm, why = self.choose(op, nbytes, dtype, mapped)
         if "algo" in environment.DEBUG.get():
             print(
                 f"hxcomm: rank {self.rank} of '{self.group}': {op} of {nbytes} bytes {dtype} runs {algorithm}: {why}",

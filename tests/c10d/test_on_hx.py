@@ -43,7 +43,7 @@ def test_no_collective_on_hx_is_staged_but_premul_sum(rank_pool: Pool) -> None:
         assert calls == {
             **dict.fromkeys(["broadcast", "reduce", "gather", "scatter", "all_to_all"], 1),
             **dict.fromkeys(["all_gather", "reduce_scatter"], 2),
-            "all_reduce": calls["all_reduce"],
+            "all_reduce": 2,  # a short and a long one, of one algorithm
         }
         staged = [row for row in rows if row["memory"] == "staged"]
         assert [(row["op"], row["calls"]) for row in staged] == [("all_reduce", 2)]  # of PREMUL_SUM, and on the CPU
@@ -121,6 +121,7 @@ def test_a_group_without_a_named_backend_serves_cpu_and_hx(rank_pool: Pool) -> N
 def nameless_on_several_hosts(rank: int, world_size: int) -> str:
     dist.init_process_group()
     config = dist.get_backend_config()
+    dist.barrier()  # gloo's other rank may still be connecting
     dist.destroy_process_group()
     return config
 
