@@ -36,6 +36,11 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("api"), py::arg("group"), py::arg("timeout_s"),
            py::arg("options"), py::arg("shrink"), py::arg("split"))
       .def_property_readonly("options", &ProcessGroup::getBackendOptions)
+      // torch calls this when it makes a device-bound group, and later makes tensors there from C++ (in barrier).
+      .def("eager_connect_single_device",
+           [](ProcessGroup&, const c10::Device& device) {
+             if (device.is_privateuseone()) py::module_::import("hxcomm.device.lifecycle").attr("init")();
+           })
       // Of ranks that new_group() leaves out of a device-bound group: here they have nothing to do.
       .def("perform_nocolor_split", [](ProcessGroup&, const c10::Device&) {});
   py::class_<NothingProcessGroup, c10d::Backend, c10::intrusive_ptr<NothingProcessGroup>>(m, "NothingProcessGroup")

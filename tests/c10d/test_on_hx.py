@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -13,6 +14,7 @@ from hxcomm import algorithms
 from hxcomm.schedule import lower, ring_hop_bytes
 
 Pool = Callable[[int], Any]
+Run = Callable[..., list[Any]]
 COUNT = 3000
 
 
@@ -104,6 +106,20 @@ def test_split_group_makes_groups_of_its_members_and_none_elsewhere(rank_pool: P
         assert found["new"] == ([5.0, 5.0] if rank in (0, 3) else None)
         # A split group has its parent's options, unless it is given its own.
         assert found["algorithms"] == {"ring", "two_shot"}
+
+
+def bound_and_untouched(rank: int, world_size: int, bound: bool) -> list[Any]:
+    dist.init_process_group("hxcomm", device_id=torch.device("hx", rank) if bound else None)
+    dist.barrier()
+    objects: list[Any] = [None] * world_size
+    dist.all_gather_object(objects, {"rank": rank})
+    dist.destroy_process_group()
+    return objects
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_barrier_may_be_the_first_use_of_the_device(run_ranks: Run, bound: bool) -> None:
+    assert run_ranks(bound_and_untouched, 2, bound, backend=None) == [[{"rank": 0}, {"rank": 1}]] * 2
 
 
 def nameless(rank: int, world_size: int, bound: bool) -> list[float]:
