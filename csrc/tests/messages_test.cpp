@@ -1,5 +1,6 @@
 // Unit test of point to point: what depends on who looks at the rings when. Two ends of a group in one process, moved
 // by hand: Group::post() alone moves nothing but what it must, and try_advance() is one look of one rank.
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -47,17 +48,27 @@ struct Pair {
       if (group) group->leave();
   }
   std::shared_ptr<Op> post(size_t rank, OpCode op, int peer, Numbers& memory, int* ended = nullptr, int32_t tag = 0) {
+    return post(rank, op, peer, memory.data(), memory.size(), DeviceKind::cpu, ended, tag);
+  }
+  std::shared_ptr<Op> post(size_t rank, OpCode op, int peer, int32_t* memory, size_t count, DeviceKind device,
+                           int* ended = nullptr, int32_t tag = 0) {
     Call call;
     call.op = op;
     call.root = peer;
     call.tag = tag;
-    call.count = memory.size();
+    call.count = count;
     call.dtype = DType::int32;
-    Block block{reinterpret_cast<std::byte*>(memory.data()), memory.size()};
-    (op == OpCode::send ? call.input : call.output).push_back(block);
+    call.device = device;
+    (op == OpCode::send ? call.input : call.output).push_back({reinterpret_cast<std::byte*>(memory), count});
     return groups[rank]->post(std::move(call), [ended](const Error*) {
       if (ended != nullptr) ++*ended;
     });
+  }
+  int32_t* on_hx(size_t rank, size_t count, int32_t value) {
+    Segment& segment = endpoints[rank]->segment();
+    auto* memory = reinterpret_cast<int32_t*>(segment.base() + segment.allocate(count * sizeof(int32_t)));
+    std::fill_n(memory, count, value);
+    return memory;
   }
   void look(size_t rank) { groups[rank]->try_advance(/*look_at_clock=*/true); }
 
@@ -136,6 +147,41 @@ void a_receive_from_any_source_ends_when_its_sender_leaves(size_t count, size_t 
          "the receive to end: nobody is left who could bring its message");
 }
 
+constexpr size_t kLarge = 100'000;
+
+void a_large_message_of_hx_is_taken_where_it_lies() {
+  Pair pair;
+  int32_t *sent = pair.on_hx(0, kLarge, 7), *got = pair.on_hx(1, kLarge, 0);
+  const auto send = pair.post(0, OpCode::send, 1, sent, kLarge, DeviceKind::hx);
+  pair.look(0);
+  const auto recv = pair.post(1, OpCode::recv, 0, got, kLarge, DeviceKind::hx);
+  pair.look(1);
+  expect(recv->finished.load() && !recv->error && got[0] == 7 && got[kLarge - 1] == 7, "one look to receive it");
+  expect(!send->finished.load(), "the tensor to be lent until the sender has seen that it was taken");
+  pair.groups[1]->leave();
+  pair.look(0);
+  expect(send->finished.load() && !send->error, "the send to end well, though the receiver has left");
+}
+
+void a_receive_fails_where_the_sender_had_ended() {
+  Pair pair;
+  int32_t *sent = pair.on_hx(0, kLarge, 7), *got = pair.on_hx(1, kLarge, 0);
+  const auto send = pair.post(0, OpCode::send, 1, sent, kLarge, DeviceKind::hx);
+  pair.look(0);
+  pair.groups[0]->leave();
+  expect(send->finished.load() && send->error, "the send to end with the group");
+  std::fill_n(sent, kLarge, 9);  // the user has it back
+  bool ended_well = false;
+  try {
+    const auto recv = pair.post(1, OpCode::recv, 0, got, kLarge, DeviceKind::hx);
+    pair.look(1);
+    ended_well = !recv->finished.load() || !recv->error;
+  } catch (const Error& error) {
+    expect(error.kind() == ErrorKind::peer_failed, "a sender that left to be named");
+  }
+  expect(!ended_well, "no receive to end well with what the sender wrote after the end");
+}
+
 void a_timeout_is_named_though_that_rank_has_left() {
   Pair pair;
   Numbers sent{1}, got{0};
@@ -161,6 +207,8 @@ int main() {
        [] { a_receive_from_any_source_ends_when_its_sender_leaves(100'000, 1); }},
       {"a receive from any source ends when all others leave",
        [] { a_receive_from_any_source_ends_when_its_sender_leaves(0, 2); }},
+      {"a large message of hx is taken where it lies", a_large_message_of_hx_is_taken_where_it_lies},
+      {"a receive fails where the sender of a lent tensor had ended", a_receive_fails_where_the_sender_had_ended},
       {"a timeout is named though that rank has left", a_timeout_is_named_though_that_rank_has_left},
   });
 }
