@@ -63,6 +63,9 @@ def serve(setup: Setup, connection: Connection) -> None:
     """The life of a rank: makes the default group, answers, then runs jobs until the driver closes its end."""
     _prepare(setup)
     try:
+        if (device := _device(setup)).index is not None:
+            # As programs for accelerators do: fake tensors and DTensor take a device without an index for this one.
+            torch.accelerator.set_device_index(device)
         registry.load(setup.modules)
         c10d.register_backend()
         store = TCPStore("127.0.0.1", setup.store_port, is_master=False)

@@ -39,6 +39,26 @@ def test_gradients_flow_between_the_devices() -> None:
     assert x.grad.tolist() == [2, 2, 2]
 
 
+def test_a_backward_pass_has_the_chip_of_its_tensors_for_the_current_one() -> None:
+    seen = []
+
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            seen.append((torch.hx.current_device(), torch.empty(1, device="hx").device.index))
+            return gradient
+
+    for chip in (2, 5):
+        x = torch.ones(3, device=f"hx:{chip}", requires_grad=True)
+        Look.apply(x).sum().backward()  # type: ignore[no-untyped-call]
+    assert seen == [(2, 2), (5, 5)]
+    assert torch.hx.current_device() == 0
+
+
 def test_autocast_casts_as_on_other_accelerators() -> None:
     a, b = torch.randn(4, 4), torch.randn(4, 4)
     with torch.autocast("hx", dtype=torch.bfloat16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -14,6 +15,9 @@ def test_hx_is_the_current_accelerator() -> None:
     torch.accelerator.set_device_index(2)
     try:
         assert torch.hx.current_device() == torch.accelerator.current_device_index() == 2
+        assert torch.empty(1, device="hx").device == torch.device("hx:2")
+        with FakeTensorMode():  # torch.compile's and DTensor's shapes without memory
+            assert torch.empty(1, device="hx").device == torch.device("hx:2")
     finally:
         torch.accelerator.set_device_index(0)
 

@@ -47,10 +47,10 @@ def results(tmp_path: Path, *arguments: str) -> tuple[int, list[dict[str, Any]],
 # --- hxcomm passes ---
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize(("device", "ranks"), [("cpu", 2), ("cpu", 3), ("hx", 3)])
 @pytest.mark.parametrize("category", registry.CATEGORIES)
-def test_hxcomm_passes_every_check_of(tmp_path: Path, category: str, ranks: int) -> None:
-    status, found, printed = results(tmp_path, "--ranks", str(ranks), "--only", f"{category}/*")
+def test_hxcomm_passes_every_check_of(tmp_path: Path, category: str, device: str, ranks: int) -> None:
+    status, found, printed = results(tmp_path, "--device", device, "--ranks", str(ranks), "--only", f"{category}/*")
     assert status == 0, printed
     assert found
     for each in found:
