@@ -41,13 +41,13 @@ def summary(backend: str, device: str, communication: Communication, timing: Tim
     return "\n".join([*lines, "", *table(records), "", *last])
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def table(records: Sequence[Mapping[str, Any]], title: str = "op, from the prompt on") -> list[str]:
     """One line per op and algorithm, over all groups, roots and dtypes; the eight called most."""
     sums: dict[tuple[str, str], list[int]] = {}
     for record in records:
         total = sums.setdefault((record["op"], record["algorithm"]), [0, 0, 0])
         total[:] = (a + record[key] for a, key in zip(total, ("calls", "nbytes", "time_ns"), strict=True))
-    lines = [f"{'op, from the prompt on':<24}{'algorithm':<16}{'calls':>8}{'payload':>14}{'mean time':>14}"]
+    lines = [f"{title:<24}{'algorithm':<16}{'calls':>8}{'payload':>14}{'mean time':>14}"]
     for (op, algorithm), (calls, nbytes, time_ns) in sorted(sums.items(), key=lambda item: -item[1][0])[:8]:
         mean_us = time_ns / max(1, calls) / 1e3
         lines.append(f"{op:<24}{algorithm:<16}{calls:>8}{binary(nbytes):>14}{mean_us:>11.1f} us")
