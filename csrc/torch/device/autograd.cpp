@@ -22,17 +22,18 @@ struct Threads : Engine {
 
 }  // namespace
 
-void start_autograd(int chips) {
+bool start_autograd(int chips) {
   Engine& engine = Engine::get_default_engine();
   const bool started = (engine.*Threads::pool()) != nullptr;
   auto& queues = engine.*Threads::queues();
-  if (!started || !queues.empty()) return;
+  if (!started || !queues.empty()) return false;
   // As Engine::start_device_threads() does. Nobody reads the queues of devices before there is a tensor on one.
   std::vector<std::shared_ptr<ReadyQueue>> made(static_cast<size_t>(chips));
   for (auto& queue : made) queue = std::make_shared<ReadyQueue>();
   queues = made;
   for (int chip = 0; chip < chips; ++chip)
     std::thread(&Engine::thread_init, &engine, chip, made[static_cast<size_t>(chip)], true).detach();
+  return true;
 }
 
 }  // namespace hxcomm::device

@@ -4,7 +4,7 @@
 namespace hxcomm::device {
 
 void prepare_runtime();          // in `import torch`
-void start_autograd(int chips);  // when the device is made
+bool start_autograd(int chips);  // when the device is made; whether it had to start threads
 void start_profiler();           // the same
 
 }  // namespace hxcomm::device
