@@ -262,6 +262,7 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
     } catch (const std::exception& e) {  // out of memory, say: this may be the background thread
       error = std::make_unique<Error>(ErrorKind::aborted, e.what());
       abort(AbortCause::called, config_.rank, e.what());
+      if (op->mapped()) pass_on_abort();
     }
     end(*op, std::move(error));
     {
