@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -29,16 +29,20 @@ class Configuration:
     backend: str | None
     ranks: int
     threads: int  # of each rank
+    device: str = "cpu"
 
     def title(self) -> str:
+        where = "" if self.device == "cpu" else f", device {self.device}"
         if self.backend is None:
-            return f"1 process, {self.threads} threads"
-        return f"{self.ranks} ranks, {self.backend}"
+            return f"1 process, {self.threads} threads{where}"
+        return f"{self.ranks} ranks, {self.backend}{where}"
 
 
 CONFIGURATIONS = (
     Configuration(None, 1, 2),
+    Configuration(None, 1, 2, "hx"),
     Configuration("hxcomm", 2, 1),
+    Configuration("hxcomm", 2, 1, "hx"),
     Configuration("gloo", 2, 1),
     Configuration("hxcomm", 4, 1),
     Configuration("gloo", 4, 1),
@@ -58,7 +62,8 @@ def decode(configuration: Configuration, model: str, max_new_tokens: int) -> Dec
     if configuration.backend is not None:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(configuration.ranks)]
     command += [str(ROOT / "examples" / "tp_decode" / "generate.py"), "--json", "--ignore-eos", *MODELS[model]]
-    command += ["--threads", str(configuration.threads), "--max-new-tokens", str(max_new_tokens)]
+    command += ["--threads", str(configuration.threads), "--device", configuration.device]
+    command += ["--max-new-tokens", str(max_new_tokens)]
     if configuration.backend is not None:
         command += ["--backend", configuration.backend]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -77,8 +82,8 @@ def markdown(results: dict[tuple[str, Configuration], list[Decoded]], rounds: in
         f"Greedy decode in float32 of {max_new_tokens} tokens on {len(os.sched_getaffinity(0))} cores: "
         f"medians of {rounds} rounds.",
         "",
-        "| model | configuration | tokens/s | in collectives | against gloo | against 1 process |",
-        "|---|---|---|---|---|---|",
+        "| model | configuration | tokens/s | in collectives | against gloo | against 1 process | time of CPU's |",
+        "|---|---|---|---|---|---|---|",
     ]
     speed = {key: median(run.tokens_per_s for run in runs) for key, runs in results.items()}
     for (model, configuration), runs in results.items():
@@ -92,11 +97,13 @@ def markdown(results: dict[tuple[str, Configuration], list[Decoded]], rounds: in
             ),
             None,
         )
-        alone = next((speed[key] for key in speed if key[0] == model and key[1].backend is None), None)
+        alone = next((speed[key] for key in speed if key[0] == model and key[1] == CONFIGURATIONS[0]), None)
         cells = [model, configuration.title(), f"{mine:.1f}"]
         cells.append("-" if configuration.backend is None else f"{100 * share:.0f} %")
         cells.append(f"{mine / gloo:.2f}x" if gloo and configuration.backend == "hxcomm" else "-")
-        cells.append(f"{mine / alone:.2f}x" if alone and configuration.backend is not None else "-")
+        cells.append(f"{mine / alone:.2f}x" if alone and configuration.ranks > 1 else "-")
+        on_cpu = speed.get((model, replace(configuration, device="cpu")))
+        cells.append(f"{on_cpu / mine:.2f}x" if on_cpu and configuration.device != "cpu" else "-")
         lines.append("| " + " | ".join(cells) + " |")
     for model in dict.fromkeys(model for model, _ in results):
         texts = {run.token_ids for (name, _), runs in results.items() if name == model for run in runs}

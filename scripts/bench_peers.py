@@ -40,11 +40,11 @@ def run(command: list[str], result: Path, times: Times) -> None:
             times.setdefault((row["backend"], row["nbytes"]), []).append(row["p50_us"])
 
 
-def run_round(ranks: int, sizes: str, times: Times) -> None:
+def run_round(ranks: int, sizes: str, device: str, times: Times) -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command += ["-m", "hxcomm.bench", "--compare", "gloo", "--ops", "all_reduce"]
+        command += ["-m", "hxcomm.bench", "--compare", "gloo", "--ops", "all_reduce", "--device", device]
         run([*command, "--sizes", sizes, "--json", str(result)], result, times)
         for mpi, options in LAUNCH.items():
             binaries = ROOT / "build" / f"venv-{mpi}" / "bin"
@@ -82,6 +82,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--sizes", default="4KiB,16KiB,64KiB,1MiB,64MiB", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of hxcomm's tensors, cpu or hx (default: %(default)s)")
     options = parser.parse_args()
     if options.ranks < 2 or options.rounds < 1:
         parser.error("--ranks must be at least 2 and --rounds at least 1")
@@ -89,7 +90,7 @@ def main() -> int:
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
         try:
-            run_round(options.ranks, options.sizes, times)
+            run_round(options.ranks, options.sizes, options.device, times)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             print(f"bench_peers.py: {error}", file=sys.stderr)
             return 1
