@@ -9,7 +9,7 @@ namespace hxcomm {
 namespace {
 
 constexpr int32_t kMagic = 0x48585031;
-constexpr int32_t kVersion = 1;
+constexpr int32_t kVersion = 2;
 constexpr size_t kHeaderWords = 16;
 constexpr int32_t kMaxOperands = 65535;
 

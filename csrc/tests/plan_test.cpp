@@ -76,7 +76,7 @@ void a_plan_is_decoded_field_by_field() {
 
 void each_header_word_is_refused_by_its_index() {
   refused(with(0, 0x48585032), 0, "the magic number is 1213747250");
-  refused(with(1, 2), 1, "the plan version is 2");
+  refused(with(1, 3), 1, "the plan version is 3");
   refused(with(2, 0), 2, "the world size is 0");
   refused(with(3, 2), 3, "the rank is 2, allowed are 0 to 1");
   refused(with(3, -1), 3, "the rank is -1");

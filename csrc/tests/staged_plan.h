@@ -23,7 +23,7 @@ inline constexpr size_t kStageWord = 16, kEnterWord = 31, kReduceWord = 32, kPub
 inline std::vector<int32_t> staged_all_reduce(int32_t rank) {
   const int32_t mine = rank, other = 1 - rank;
   return {
-      0x48585031, 1, 2, rank, 3,       // magic, version, world size, rank, rounds
+      0x48585031, 2, 2, rank, 3,       // magic, version, world size, rank, rounds
       1, 2, 1, 2, 2,                   // input blocks and pieces, output blocks and pieces, scratch chunks
       kPrivate | 4, 76, 31, -1, 0, 0,  // flags (it reduces), words, index of ENTER, no root, op, zero
       1, 0, 0, kInput, other, 1, 1,    // 16 TRANSFER copy: stage the other's chunk of my input

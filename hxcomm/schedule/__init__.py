@@ -1,7 +1,8 @@
 """Schedules: collectives as data, and everything that can be done with one without moving a byte.
 
     schedule    what a Schedule is                     ops       what each collective means
-    lowering    fits it to private or mapped memory    symbolic  what every location holds meanwhile
+    crossing    makes messages of what crosses hosts   symbolic  what every location holds meanwhile
+    lowering    fits it to private or mapped memory
     compile     derives waits and makes a plan         plan      the plan's words
     prover      proves that it is right                extents   which elements a chunk is
     interpret   runs plans on numpy arrays (the oracle of the C++ executor; imported only on demand)
@@ -13,6 +14,7 @@ Imports no torch and, but for interpret, no numpy.
 from __future__ import annotations
 
 from hxcomm.schedule.compile import compile_plan
+from hxcomm.schedule.crossing import across_hosts, ranks_by_host
 from hxcomm.schedule.errors import ProofError, ScheduleError
 from hxcomm.schedule.lowering import lower
 from hxcomm.schedule.ops import OPS, Layout
@@ -33,10 +35,12 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "Transfer",
+    "across_hosts",
     "compile_plan",
     "copy",
     "lower",
     "prove",
+    "ranks_by_host",
     "reduce",
     "ring_hop_bytes",
     "ring_hop_chunks",

@@ -1,7 +1,9 @@
 """Compiles a Schedule into one rank's Plan: derives the waits, marks every operand, names every count.
 
 Waits are derived, never written by hand. A transfer waits for the peers that wrote what it reads, and for the peers
-that read or wrote what it overwrites. Everything is one walk over the rounds; the plans of other ranks are not made.
+that read or wrote what it overwrites. Peers on other hosts touch nothing of a rank's: what they send is received before
+it is first read, and before a rank first stores to a user's memory all hosts have agreed on the call. Everything is one
+walk over the rounds; the plans of other ranks are not made.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections.abc import Sequence
 from hxcomm.schedule.errors import ScheduleError
 from hxcomm.schedule.lowering import lower
 from hxcomm.schedule.plan import (
+    AGREE,
+    CROSSES,
     END,
     ENTER,
     HEADER_WORDS,
@@ -21,13 +25,14 @@ from hxcomm.schedule.plan import (
     PARTIALS,
     PRIVATE,
     PUBLISH,
+    RECEIVE,
     REDUCES,
     TRANSFER,
     VERSION,
     WAIT,
     Plan,
 )
-from hxcomm.schedule.schedule import BUFFERS, Location, Schedule, Transfer
+from hxcomm.schedule.schedule import BUFFERS, USER_BUFFERS, Location, Schedule, Transfer
 from hxcomm.schedule.symbolic import NO_COUNT, Mark, State, Step, count_location, steps, title
 
 _NUMBER = {buffer: number for number, buffer in enumerate(BUFFERS)}
@@ -35,15 +40,15 @@ _NUMBER = {buffer: number for number, buffer in enumerate(BUFFERS)}
 _NOBODY: dict[int, int] = {}
 
 
-def compile_plan(schedule: Schedule, rank: int, private: bool = True) -> Plan:
-    """The plan of `rank`, for private buffers (CPU tensors) or for mapped ones.
+def compile_plan(schedule: Schedule, rank: int, private: bool = True, hosts: Sequence[int] | None = None) -> Plan:
+    """The plan of `rank`, for private buffers (CPU tensors) or for mapped ones. hosts: the number of each rank's host.
 
     Every rank of a group must compile an equal schedule; plan_hash tells. Raises ScheduleError where the schedule
     breaks a rule. Costs one walk over all ranks' transfers: two_shot of 130 ranks under a second.
     """
     if not 0 <= rank < schedule.world_size:
         raise ScheduleError(f"rank {rank} of {title(schedule)}: the ranks are 0 to {schedule.world_size - 1}")
-    lowered = lower(schedule, private)
+    lowered = lower(schedule, private, hosts)
     compiler = _Compiler(lowered, rank)
     for number, found in steps(lowered, State(lowered)):
         compiler.round(number, found)
@@ -67,6 +72,7 @@ class _Waits:
     def before(self, transfer: Transfer) -> list[tuple[int, int]]:
         """The (peer, round) waits that must stand before a transfer."""
         needed: dict[int, int] = {}
+        # Messages are in no table: they have no writer to wait for, and nobody overwrites them.
         for at in transfer.sources:
             written = self.writer.get(at if at[1] != "output" else self.canonical(at))
             if written is not None and needed.get(written[0], 0) < written[1]:
@@ -100,6 +106,8 @@ class _Waits:
     def after(self, transfers: Sequence[Transfer], number: int) -> None:
         for transfer in transfers:
             for at in transfer.sources:
+                if at[1] == "message":
+                    continue
                 if at[1] == "output":
                     at = self.canonical(at)
                 readers = self.readers.get(at)
@@ -110,6 +118,8 @@ class _Waits:
         for transfer in transfers:
             wrote = (transfer.rank, number)
             for at in transfer.destinations:
+                if at[1] == "message":
+                    continue
                 if at[1] == "output":
                     at = self.canonical(at)
                 self.writer[at] = wrote
@@ -124,7 +134,7 @@ class _Waits:
         touched = [(at, peer, number) for at, (peer, number) in self.writer.items()]
         touched += [(at, peer, number) for at, readers in self.readers.items() for peer, number in readers.items()]
         for (rank, buffer, _), peer, number in touched:
-            if buffer != "scratch" and rank != peer:
+            if buffer in USER_BUFFERS and rank != peer:
                 peers = needed.setdefault(rank, {})
                 peers[peer] = max(peers.get(peer, 0), number)
         return [(rank, *wait) for rank, peers in needed.items() for wait in self._learn(rank, peers)]
@@ -144,6 +154,8 @@ class _Compiler:
         self.exit: list[int] = []
         self.awaited: set[int] = set()  # rounds that some peer waits for
         self.partials = False
+        self.senders: dict[int, int] = {}  # of the messages to this rank that it has not received yet
+        self.agreed = False
 
     def round(self, number: int, found: Sequence[Step]) -> None:
         out: list[int] = []
@@ -151,12 +163,21 @@ class _Compiler:
         for step in found:
             transfer = step.transfer
             _append_identity(words, transfer)
+            for at in transfer.destinations:
+                if at[1] == "message" and at[0] == self.rank:
+                    self.senders[at[2]] = transfer.rank
             # Every rank's plan needs to know, as the size of scratch chunks must agree.
             self.partials = self.partials or step.stored.mark == Mark.PARTIAL
             waits = self.waits.before(transfer) if number > 0 else []  # ENTER waits for everybody's round 0
             if transfer.rank == self.rank:
                 for peer, earlier in waits:
                     out += (WAIT, peer, earlier)
+                for at in transfer.sources:
+                    if at.buffer == "message" and at.chunk in self.senders:
+                        out += (RECEIVE, self.senders.pop(at.chunk), at.chunk)
+                if self.schedule.hosts is not None and not self.agreed and _stores_to_users(transfer):
+                    out.append(AGREE)
+                    self.agreed = True
                 self._transfer(out, step, number)
             else:
                 self.awaited.update([earlier for peer, earlier in waits if peer == self.rank])
@@ -170,7 +191,7 @@ class _Compiler:
         self.schedule.check(transfer, number)
         if stored.mark == Mark.PARTIAL:
             for at in transfer.destinations:
-                if at.buffer != "scratch":
+                if at.buffer in USER_BUFFERS:
                     raise ScheduleError(
                         f"{title(self.schedule)}, round {number}: {transfer}: a partial result may only be stored to "
                         "scratch, where it has room for the accumulation type"
@@ -200,15 +221,22 @@ class _Compiler:
             out += instructions
             if number in self.awaited:
                 out += (PUBLISH, number)
+        if schedule.hosts is not None and not self.agreed:
+            out.append(AGREE)
         out += self.exit
         out.append(END)
         flags = IN_PLACE * schedule.in_place | PRIVATE * (schedule.form == "private")
-        flags |= REDUCES * schedule.meaning.reduces | PARTIALS * self.partials
+        flags |= REDUCES * schedule.meaning.reduces | PARTIALS * self.partials | CROSSES * (schedule.hosts is not None)
         root = -1 if schedule.root is None else schedule.root
         out[:5] = MAGIC, VERSION, schedule.world_size, self.rank, len(self.rounds)
         out[5:9] = *schedule.input, *schedule.output
-        out[9:HEADER_WORDS] = schedule.scratch, flags, len(out), enter, root, schedule.meaning.number, 0
+        number = schedule.meaning.number
+        out[9:HEADER_WORDS] = schedule.scratch, flags, len(out), enter, root, number, schedule.messages
         return Plan(array("i", out), int.from_bytes(self.hash.digest(), "little"))
+
+
+def _stores_to_users(transfer: Transfer) -> bool:
+    return any(at.buffer in USER_BUFFERS for at in transfer.destinations)
 
 
 def _identity(schedule: Schedule) -> str:
@@ -223,6 +251,7 @@ def _identity(schedule: Schedule) -> str:
             tuple(schedule.output),
             schedule.scratch,
             schedule.form,
+            schedule.hosts,
         )
     )
 

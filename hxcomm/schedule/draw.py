@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hxcomm.schedule.crossing import across_hosts
 from hxcomm.schedule.lowering import lower
-from hxcomm.schedule.plan import Enter, Operand, Plan, Publish, TransferInstruction, Wait
+from hxcomm.schedule.plan import CROSSES, Agree, Enter, Operand, Plan, Publish, Receive, TransferInstruction, Wait
 from hxcomm.schedule.schedule import Location, Schedule, Transfer
 from hxcomm.schedule.symbolic import Mark
 
@@ -15,12 +16,15 @@ WIDTH = 120
 LEGEND = """\
 i, o, s: a chunk of the input, the output, the scratch; 2:i0: of rank 2, without a rank: the own one
 i0 > o0: copy          i0 + 1:i0 > o0, 1:o0: reduce in this order and store to both          0..3:i0: of ranks 0 to 3"""
+LEGEND_OF_HOSTS = "i0 > 2:m1: send to rank 2, on another host, as its message 1          m1 > o0: store what was sent"
 
 
-def text(schedule: Schedule, private: bool = False) -> str:
-    """A table of rounds and ranks. private: as it runs on private memory, with its staging in round 0."""
-    if private:
-        schedule = lower(schedule, private=True)
+def text(schedule: Schedule, private: bool = False, hosts: Sequence[int] | None = None) -> str:
+    """A table of rounds and ranks. private: as it runs on private memory, with its staging in round 0.
+
+    hosts: the number of each rank's host, where they are not all on one.
+    """
+    schedule = lower(schedule, private=True, hosts=hosts) if private else across_hosts(schedule, hosts)
     ranks = range(schedule.world_size)
     rows = []
     for number, transfers in schedule.numbered_rounds():
@@ -29,7 +33,7 @@ def text(schedule: Schedule, private: bool = False) -> str:
             cells[transfer.rank].append(_transfer(transfer))
         rows.append((str(number), cells))
     widths = [max([len(f"rank {r}"), *(len(line) for _, cells in rows for line in cells[r])]) for r in ranks]
-    lines = [_title(schedule), LEGEND, ""]
+    lines = [_title(schedule), LEGEND, *([LEGEND_OF_HOSTS] if schedule.hosts is not None else []), ""]
     if not rows or not any(any(cells) for _, cells in rows):
         return "\n".join([*lines, "no transfers: every op begins by waiting for all ranks, and this one is that alone"])
     for columns in _columns(widths):
@@ -53,6 +57,7 @@ def _title(schedule: Schedule) -> str:
     parts.append(
         f"chunks: input {buffer(schedule.input)}, output {buffer(schedule.output)}, scratch {schedule.scratch}"
     )
+    parts += [] if schedule.hosts is None else [f"on hosts {','.join(map(str, schedule.hosts))}"]
     parts += ["input and output are the same memory"] if schedule.in_place else []
     return "; ".join(parts)
 
@@ -99,9 +104,11 @@ def _runs(locations: Sequence[Location], own: int) -> list[str]:
 def plan_text(plan: Plan) -> str:
     """One instruction a line: what an executor does, waits included."""
     header = plan.header()
+    crosses = header.flags & CROSSES != 0
     lines = [
         f"plan of rank {header.rank} of {header.world_size}, hash {plan.plan_hash:016x}, {header.words} words, "
         f"{header.rounds} rounds, {header.scratch} scratch chunks"
+        + (f", {header.messages} messages" if crosses else "")
     ]
     for instruction in plan.instructions():
         if isinstance(instruction, TransferInstruction):
@@ -113,8 +120,14 @@ def plan_text(plan: Plan) -> str:
             lines.append(f"  wait     until rank {instruction.peer} has finished round {instruction.round}")
         elif isinstance(instruction, Publish):
             lines.append(f"  publish  round {instruction.round}")
+        elif isinstance(instruction, Receive):
+            lines.append(f"  receive  message {instruction.number} from rank {instruction.peer}")
+        elif isinstance(instruction, Agree):
+            lines.append("  agree    wait until all hosts have agreed on the call")
+        elif isinstance(instruction, Enter):
+            lines.append(f"  enter    publish arrival, wait for all{' of this host' if crosses else ''}")
         else:
-            lines.append("  enter    publish arrival, wait for all" if isinstance(instruction, Enter) else "  end")
+            lines.append("  end")
     return "\n".join(lines)
 
 

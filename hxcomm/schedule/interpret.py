@@ -8,14 +8,15 @@ elements by its factor as the rank reads them, in the accumulation type. bfloat1
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hxcomm.schedule.extents import piece_extent
-from hxcomm.schedule.plan import Enter, Operand, Plan, Publish, TransferInstruction, Wait
+from hxcomm.schedule.plan import Agree, Enter, Operand, Plan, Publish, Receive, TransferInstruction, Wait
+from hxcomm.schedule.schedule import USER_BUFFERS
 from hxcomm.schedule.symbolic import Mark
 
 Array: TypeAlias = NDArray[Any]
@@ -122,10 +123,21 @@ def _settle(result: Array, final: bool, dtype: str, reduce_op: str, world_size: 
 
 
 class Memory:
-    """What the ranks of one op see: blocks[buffer][rank][block] are arrays; scratch (rank, chunk) appears on demand."""
+    """What the ranks of one op see: blocks[buffer][rank][block] are arrays; scratch (rank, chunk) appears on demand.
 
-    def __init__(self, dtype: str, inputs: Sequence[Sequence[Array]], outputs: Sequence[Sequence[Array]]) -> None:
+    messages: those that were sent, by sequence, the rank that gets it, number. hosts: of the ranks, if several.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        inputs: Sequence[Sequence[Array]],
+        outputs: Sequence[Sequence[Array]],
+        hosts: Sequence[int] | None = None,
+    ) -> None:
         self.dtype = dtype
+        self.hosts = hosts or [0] * len(inputs)
+        self.messages: dict[tuple[int, int, int], Array] = {}
         self.blocks = {"input": inputs, "output": outputs}
         self.scratch: dict[tuple[int, int], Array] = {}
         self.progress = [0] * len(inputs)
@@ -146,6 +158,7 @@ def run(
     window: tuple[int, int] = (0, 1 << 62),
     sequence: int = 1,
     factor: float = 1.0,
+    agreed: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[int, int]]:
     """One rank's part of one op, or of one segment of a long one: elements `window` of each block.
 
@@ -153,7 +166,8 @@ def run(
     multiplied, in the accumulation type, since no rank knows a peer's factor.
 
     A generator: yields (peer, value) while it is blocked, that is until memory.progress[peer] >= value, and ends when
-    the rank is done. Fingerprints, parity of scratch and the order of ops are the communicator's.
+    the rank is done. It also yields while a message from `peer` has not arrived, and until all hosts have `agreed`.
+    Fingerprints, verdicts, parity of scratch and the order of ops are the communicator's.
     """
     header = plan.header()
 
@@ -165,12 +179,14 @@ def run(
     premultiplied = reduce_op == "premul_sum"
 
     def is_partial(at: Operand) -> bool:
-        return at.mark == Mark.PARTIAL or (premultiplied and at.mark == Mark.FRESH and at.buffer == "scratch")
+        return at.mark == Mark.PARTIAL or (premultiplied and at.mark == Mark.FRESH and at.buffer not in USER_BUFFERS)
 
     def is_scaled(at: Operand) -> bool:
-        return premultiplied and at.mark == Mark.FRESH and at.buffer != "scratch"
+        return premultiplied and at.mark == Mark.FRESH and at.buffer in USER_BUFFERS
 
     def memory_of(at: Operand, count: int) -> Array:
+        if at.buffer == "message":
+            return memory.messages[sequence, at.rank, at.chunk]
         if at.buffer == "scratch":
             return memory.chunk(at, count, is_partial(at))
         return chunk_of(at.rank, at.buffer, at.chunk)
@@ -182,16 +198,27 @@ def run(
             sources = [
                 (memory_of(each, count), is_partial(each), factor if is_scaled(each) else 1.0) for each in step.sources
             ]
-            destinations = [memory_of(each, count) for each in step.destinations]
+            destinations = [memory_of(each, count) for each in step.destinations if each.buffer != "message"]
+            sent = [each for each in step.destinations if each.buffer == "message"]
+            if sent:  # one outgoing buffer, whoever gets it
+                destinations.append(np.empty(count, DTYPES[memory.dtype][is_partial(sent[0])]))
             reduce = step.reduce or is_scaled(step.sources[0])  # a copy that multiplies is one
             transfer(reduce, step.final, memory.dtype, reduce_op, header.world_size, sources, destinations)
+            memory.messages.update({(sequence, each.rank, each.chunk): destinations[-1] for each in sent})
+        elif isinstance(step, Receive):
+            while (sequence, header.rank, step.number) not in memory.messages:
+                yield step.peer, step.number
+        elif isinstance(step, Agree):
+            while not agreed():
+                yield header.rank, 0
         elif isinstance(step, Wait):
             waits = [(step.peer, (sequence << 16) + step.round + 1)]
         elif isinstance(step, Publish):
             memory.progress[header.rank] = (sequence << 16) + step.round + 1
         elif isinstance(step, Enter):
             memory.progress[header.rank] = (sequence << 16) + 1
-            waits = [(peer, (sequence << 16) + 1) for peer in range(header.world_size)]
+            own = memory.hosts[header.rank]
+            waits = [(peer, (sequence << 16) + 1) for peer, host in enumerate(memory.hosts) if host == own]
         for peer, value in waits:
             while memory.progress[peer] < value:
                 yield peer, value

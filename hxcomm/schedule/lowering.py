@@ -1,5 +1,6 @@
 """Passes that fit a written Schedule to the memory it will run on: what an executor is given.
 
+`across_hosts` (crossing.py) comes first where ranks are on several hosts.
 `separated` resolves what in-place aliasing breaks; `staged` turns accesses to peers' inputs and outputs into accesses
 to their scratch, for buffers that peers cannot map (CPU tensors); `lower` applies the right ones. They know rounds
 and locations only; the prover checks their results like any other Schedule.
@@ -11,21 +12,24 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from hxcomm.schedule.crossing import across_hosts, several
 from hxcomm.schedule.errors import ScheduleError
-from hxcomm.schedule.schedule import BUFFERS, Location, Round, Schedule, Transfer, copy
+from hxcomm.schedule.schedule import BUFFERS, USER_BUFFERS, Location, Round, Schedule, Transfer, copy
 
 
-def lower(schedule: Schedule, private: bool) -> Schedule:
+def lower(schedule: Schedule, private: bool, hosts: Sequence[int] | None = None) -> Schedule:
     """The schedule as executed, its rounds starting with round 0 (possibly empty).
 
-    private: peers can touch nothing but a rank's scratch; otherwise they map its input and output, too.
-    Raises ScheduleError for a schedule that is already lowered to the other form.
+    private: peers can touch nothing but a rank's scratch; otherwise those of its host map its input and output, too.
+    hosts: the number of each rank's host, where they are not all on one.
+    Raises ScheduleError for one that is already lowered to another form or for other hosts.
     """
     form = "private" if private else "mapped"
-    if schedule.form == form:
-        return schedule
-    if schedule.form != "written":
+    if schedule.form != "written" or schedule.hosts is not None:
+        if schedule.form == form and schedule.hosts == several(hosts, schedule.world_size):
+            return schedule
         raise ScheduleError(f"the schedule is lowered to its {schedule.form} form already; lower the written one")
+    schedule = across_hosts(schedule, hosts)
     if private:
         lowered = staged(schedule)
         # Staging resolves most aliasing by itself, since reads and writes go to different memory (one_shot).
@@ -102,14 +106,14 @@ class _Sharing:
         for number, transfers in schedule.numbered_rounds():
             for transfer in transfers:
                 for at in transfer.sources:
-                    if at[0] != transfer.rank and at[1] != "scratch":
+                    if at[0] != transfer.rank and at[1] in USER_BUFFERS:
                         if at[1] == "output":
                             at = self.canonical(at)
                         history[at].append((number, "remote read"))
                         shared.add(at)
             for transfer in transfers:
                 for at in transfer.destinations:
-                    if at[1] != "scratch":
+                    if at[1] in USER_BUFFERS:
                         if at[1] == "output":
                             at = self.canonical(at)
                         local = at[0] == transfer.rank
@@ -142,6 +146,7 @@ def staged(schedule: Schedule) -> Schedule:
 
     Peers read and write the shadow. The owner copies its own input there in round 0, stores there what peers read
     next, and fetches what peers wrote last. It reads its real location, unless the newest value is in the shadow only.
+    What nobody but other hosts reads needs no shadow: its owner sends it from where it lies.
     """
     sharing = _Sharing(schedule)
     shadow = sharing.shadow
@@ -173,14 +178,14 @@ def _through_shadows(transfer: Transfer, number: int, sharing: _Sharing, newer: 
     rank, canonical, shadow = transfer.rank, sharing.canonical, sharing.shadow
     sources = []
     for at in transfer.sources:
-        if at[1] != "scratch":
+        if at[1] in USER_BUFFERS:
             memory = canonical(at)
             if at[0] != rank or memory in newer:
                 at = shadow[memory]
         sources.append(at)
     destinations = []
     for at in transfer.destinations:
-        if at[1] == "scratch":
+        if at[1] not in USER_BUFFERS:
             destinations.append(at)
             continue
         memory = canonical(at)

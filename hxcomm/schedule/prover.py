@@ -1,8 +1,9 @@
 """Proves by symbolic execution that a Schedule computes what its op means, in every form in which it may run.
 
-The forms: as written; lowered to mapped memory, where input and output may be one; lowered to private memory. Every
-value is followed as (chunk, ranks that contributed), so one run stands for all data, counts and dtypes; the layouts of
-ranks over time do not matter, since a Schedule is bulk-synchronous and the waits keep it so.
+The forms: as written; lowered to mapped memory, where input and output may be one; lowered to private memory; the last
+two for ranks on one host or on several, which then share nothing but messages. Every value is followed as (chunk, ranks
+that contributed), so one run stands for all data, counts and dtypes; who is early and who is late does not matter,
+since a Schedule is bulk-synchronous and the waits keep it so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal
 
 from hxcomm.schedule.errors import ProofError
 from hxcomm.schedule.lowering import lower
-from hxcomm.schedule.schedule import Location, Schedule
+from hxcomm.schedule.schedule import USER_BUFFERS, Location, Schedule
 from hxcomm.schedule.symbolic import NO_COUNT, Mark, State, Step, Value, count_location, named_ranks, steps, title
 
 
@@ -33,15 +34,16 @@ class Proof:
     pieces: int
 
 
-def prove(schedule: Schedule) -> Proof:
+def prove(schedule: Schedule, hosts: Sequence[int] | None = None) -> Proof:
     """Raises ProofError where the schedule is wrong, naming round, transfer, location and what was expected there.
 
-    Raises ScheduleError where it is malformed. A lowered schedule is checked in its own form only.
+    hosts: the number of each rank's host, where they are not all on one. Raises ScheduleError where the schedule is
+    malformed. A lowered schedule is checked in its own form only.
     """
     proof = _Checker(schedule).run()
-    if schedule.form == "written":
+    if schedule.form == "written" and schedule.hosts is None:
         for private in (False, True):
-            _Checker(lower(schedule, private)).run()
+            _Checker(lower(schedule, private, hosts)).run()
     return proof
 
 
@@ -51,6 +53,7 @@ class _Checker:
         self.state = State(schedule)
         self.loaded = [0] * schedule.world_size
         self.stored = [0] * schedule.world_size
+        self.unread: dict[Location, bool] = {}  # every message that was sent: whether nobody has read it yet
 
     def run(self) -> Proof:
         rounds = 0
@@ -62,8 +65,12 @@ class _Checker:
             self._writers(number, found)
             for step in found:
                 self._memory(number, step)
+                self._messages(number, step)
                 self.loaded[step.transfer.rank] += len(step.transfer.sources)
                 self.stored[step.transfer.rank] += len(step.transfer.destinations)
+        for at, unread in self.unread.items():
+            if unread:
+                raise ProofError(f"{title(self.schedule)}: {at} is sent, but never read")
         in_order = [self._outputs(rank) for rank in range(self.schedule.world_size)]
         return Proof(
             order="rank order" if all(in_order) else "other",
@@ -104,7 +111,7 @@ class _Checker:
         """What a transfer may touch in this form and round, and where partial results may go."""
         transfer, schedule = step.transfer, self.schedule
         for at in (*transfer.sources, *transfer.destinations):
-            if schedule.form == "private" and at.rank != transfer.rank and at.buffer != "scratch":
+            if schedule.form == "private" and at.rank != transfer.rank and at.buffer in USER_BUFFERS:
                 raise self._wrong(number, step, f"{at} is private to its rank")
         if count_location(schedule, step) is None:
             raise self._wrong(number, step, NO_COUNT)
@@ -115,13 +122,32 @@ class _Checker:
                 raise self._wrong(number, step, "round 0 may only copy to a rank's own scratch")
             if at.buffer == "input" and not schedule.in_place:
                 raise self._wrong(number, step, f"{at} is the caller's input, which must stay as it is")
-            if at.buffer != "scratch" and step.stored.mark == Mark.PARTIAL:
+            if at.buffer in USER_BUFFERS and step.stored.mark == Mark.PARTIAL:
                 raise self._wrong(
                     number,
                     step,
                     f"stores a partial result (of {named_ranks(step.stored.ranks)}) to {at}: partial results may only "
                     "lie in scratch, which has room for the accumulation type",
                 )
+
+    def _messages(self, number: int, step: Step) -> None:
+        """Hosts share messages only: each is sent once, from another host, and read by the rank that gets it."""
+        transfer, hosts = step.transfer, self.schedule.hosts
+        for at in (*transfer.sources, *transfer.destinations):
+            if at.buffer != "message" and hosts is not None and hosts[at.rank] != hosts[transfer.rank]:
+                raise self._wrong(number, step, f"{at} is memory of another host")
+        for at in transfer.sources:
+            if at.buffer == "message":
+                if at.rank != transfer.rank:
+                    raise self._wrong(number, step, f"{at} can be read by rank {at.rank} only")
+                self.unread[at] = False
+        for at in transfer.destinations:
+            if at.buffer == "message":
+                if hosts is None or hosts[at.rank] == hosts[transfer.rank]:
+                    raise self._wrong(number, step, f"{at} is sent within a host")
+                if at in self.unread:
+                    raise self._wrong(number, step, f"{at} is sent a second time")
+                self.unread[at] = True
 
     def _outputs(self, rank: int) -> bool:
         """Checks what a rank ends with. Whether all of it is in rank order."""

@@ -5,6 +5,8 @@ it; a location has one writer in a round; nobody reads what another transfer of 
 store to the locations it reads itself: it works element by element). Rounds are numbered from 1; round 0 is the staging
 that `lower` puts in front. Algorithms are written in the mapped form: any rank may read and write any rank's buffers.
 
+On several hosts a schedule is crossed first (crossing.py): ranks of different hosts then share nothing but messages.
+
 Nothing here moves a byte. Prover, interpreter, compiler, traffic and drawing all read this one definition.
 """
 
@@ -18,15 +20,19 @@ from typing import Literal, NamedTuple, TypeAlias
 from hxcomm.schedule.errors import ScheduleError
 from hxcomm.schedule.ops import OPS, Layout, Op
 
-Buffer: TypeAlias = Literal["input", "output", "scratch"]
-BUFFERS: tuple[Buffer, ...] = ("input", "output", "scratch")  # their numbers in plans
+Buffer: TypeAlias = Literal["input", "output", "scratch", "message"]
+BUFFERS: tuple[Buffer, ...] = ("input", "output", "scratch", "message")  # their numbers in plans
+USER_BUFFERS = frozenset({"input", "output"})  # memory of the caller; the others are the communicator's
 
 # A rank publishes sequence * 2^16 + round + 1, so a plan has room for this many rounds, round 0 included.
 MAX_ROUNDS = (1 << 16) - 2
 
 
 class Location(NamedTuple):
-    """A chunk of a buffer of a rank: input and output as their layouts cut them, scratch as the schedule counts it."""
+    """A chunk of a buffer of a rank: input and output as their layouts cut them, scratch as the schedule counts it.
+
+    (q, "message", k) is the k-th message that rank q gets in the op; its sender is the rank whose transfer writes it.
+    """
 
     rank: int
     buffer: Buffer
@@ -100,6 +106,7 @@ class Schedule:
     pieces: how many pieces each block is cut into.
     scratch: chunks of scratch per rank, each as large as the largest chunk of input and output.
     form: "written" as the algorithm says it, rounds from 1; "mapped" or "private" after `lower`, rounds from 0.
+    hosts: of a crossed schedule, the number of each rank's host. messages: the most that any rank gets.
     """
 
     op: str
@@ -110,6 +117,8 @@ class Schedule:
     pieces: int = 1
     scratch: int = 0
     form: Literal["written", "mapped", "private"] = "written"
+    hosts: tuple[int, ...] | None = None
+    messages: int = 0
 
     def __post_init__(self) -> None:
         name = f"schedule {self.op} {self.algorithm}"
@@ -146,14 +155,16 @@ class Schedule:
         return self.meaning.in_place
 
     def chunks(self, buffer: Buffer) -> int:
-        return self.scratch if buffer == "scratch" else (self.input if buffer == "input" else self.output).chunks
+        if buffer == "scratch" or buffer == "message":
+            return self.scratch if buffer == "scratch" else self.messages
+        return (self.input if buffer == "input" else self.output).chunks
 
     def has(self, rank: int, buffer: Buffer) -> bool:
         """Whether the op gives this rank this buffer: scatter has an input, gather an output at the root only."""
         if buffer == "input":
             return rank == self.root or not self.meaning.input_at_root_only
         # In place, the memory of an output that is not defined is still there, as the input.
-        return buffer == "scratch" or rank == self.root or self.in_place or not self.meaning.output_at_root_only
+        return buffer != "output" or rank == self.root or self.in_place or not self.meaning.output_at_root_only
 
     def canonical(self, location: Location) -> Location:
         """One name per memory: in place, an output location is the input location of the same chunk."""

@@ -133,7 +133,8 @@ def named_ranks(ranks: int) -> str:
 
 
 def title(schedule: Schedule) -> str:
-    """As errors name a schedule: op, algorithm, world size, root, form."""
+    """As errors name a schedule: op, algorithm, world size, root, hosts, form."""
     root = "" if schedule.root is None else f", root {schedule.root}"
     form = "" if schedule.form == "written" else f" ({schedule.form} form)"
-    return f"{schedule.op} {schedule.algorithm}, {schedule.world_size} ranks{root}{form}"
+    hosts = "" if schedule.hosts is None else f", on hosts {','.join(map(str, schedule.hosts))}"
+    return f"{schedule.op} {schedule.algorithm}, {schedule.world_size} ranks{root}{hosts}{form}"

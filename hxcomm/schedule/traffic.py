@@ -1,4 +1,4 @@
-"""What a Schedule moves over each hop of the ring of chips, on the shortest way round."""
+"""What a Schedule moves over each hop of the ring of chips, on the shortest way round, messages too."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import random
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce
@@ -12,75 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from schedule.whole_ops import run_all, run_op
 
 from hxcomm import algorithms
-from hxcomm.schedule import OPS, compile_plan, interpret
+from hxcomm.schedule import compile_plan, interpret
 from hxcomm.schedule.interpret import Memory, bfloat16_to_float32, float32_to_bfloat16, transfer
 
 ALGORITHMS = [(op, name) for op in algorithms.OPS for name in algorithms.names(op)]
 Array = NDArray[Any]
-
-
-def run_all(
-    op: str,
-    algorithm: str,
-    n: int,
-    root: int | None,
-    private: bool,
-    memory: Memory,
-    reduce_op: str,
-    segment: int,
-    seed: int,
-) -> None:
-    """All ranks' plans, segment after segment, in a random interleaving of their instructions."""
-    rng = random.Random(seed)
-    plans = [compile_plan(algorithms.build(op, algorithm, n, root), rank, private) for rank in range(n)]
-    longest = max((len(block) for blocks in memory.blocks.values() for own in blocks for block in own), default=0)
-    for sequence, low in enumerate(range(0, max(longest, 1), segment), 1):
-        window = (low, low + segment)
-        memory.scratch.clear()
-        running = [interpret.run(plan, memory, reduce_op, window, sequence) for plan in plans]
-        for _ in range(100_000):
-            if not running:
-                break
-            chosen = rng.choice(running)
-            if next(chosen, None) is None:
-                running.remove(chosen)
-        assert not running, f"{op} {algorithm} of {n} ranks never ends"
-
-
-def run_op(
-    op: str, algorithm: str, n: int, count: int | Sequence[Sequence[int]], private: bool, segment: int = 1 << 40
-) -> None:
-    """Integers, so that any order of reduction gives the same; counts as given, or [source][destination]."""
-    meaning = OPS[op]
-    root = n // 2 if meaning.rooted else None
-    rng = np.random.default_rng(n)
-    at_root = (meaning.input_at_root_only, meaning.output_at_root_only and not meaning.in_place)
-    blocks = [
-        [0 if only and rank != root else meaning.layout(buffer, n, 1).blocks for rank in range(n)]
-        for buffer, only in zip(("input", "output"), at_root, strict=True)  # type: ignore[arg-type]
-    ]
-
-    def elements(source: int, destination: int) -> int:
-        return count if isinstance(count, int) else count[source][destination]
-
-    given = [[rng.integers(-(2**62), 2**62, elements(r, b)) for b in range(blocks[0][r])] for r in range(n)]
-    inputs = [[block.copy() for block in own] for own in given]
-    empty = [[np.full(elements(b, r), -1) for b in range(blocks[1][r])] for r in range(n)]
-    outputs = inputs if meaning.in_place else empty
-    run_all(op, algorithm, n, root, private, Memory("int64", inputs, outputs), "sum", segment, seed=n)
-    for rank in range(n):
-        for block, output in enumerate(outputs[rank]):
-            result = meaning.result(rank, block, n, root)
-            if result is None:
-                np.testing.assert_array_equal(output, given[rank][block])
-            else:
-                expected = np.sum([given[each][result[1]] for each in result[0]], axis=0, dtype=np.int64)
-                np.testing.assert_array_equal(output, expected, err_msg=f"{op} {algorithm}, {n} ranks, rank {rank}")
-        if not meaning.in_place:
-            for before, after in zip(given[rank], inputs[rank], strict=True):
-                np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "mapped"])
@@ -105,9 +43,12 @@ def test_all_to_all_takes_a_count_of_its_own_for_every_pair(private: bool) -> No
         run_op("all_to_all", "direct", n, counts, private, segment=16)
 
 
-def all_reduced(algorithm: str, dtype: str, reduce_op: str, inputs: Sequence[Array]) -> Array:
+def all_reduced(
+    algorithm: str, dtype: str, reduce_op: str, inputs: Sequence[Array], hosts: Sequence[int] | None = None
+) -> Array:
     blocks = [[array.copy()] for array in inputs]
-    run_all("all_reduce", algorithm, len(inputs), None, True, Memory(dtype, blocks, blocks), reduce_op, 1 << 40, seed=1)
+    memory = Memory(dtype, blocks, blocks, hosts)
+    run_all("all_reduce", algorithm, len(inputs), None, True, memory, reduce_op, 1 << 40, seed=1)
     for own in blocks[1:]:
         assert own[0].tobytes() == blocks[0][0].tobytes(), "ranks differ"
     return blocks[0][0]

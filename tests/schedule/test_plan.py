@@ -194,7 +194,7 @@ FIRST = HEADER_WORDS
     [
         (spoiled({0: 7}), "not a plan"),
         (spoiled({}, length=5), "not a plan"),
-        (spoiled({1: 2}), "version 2; this is for version 1"),
+        (spoiled({1: 1}), "version 1; this is for version 2"),
         (spoiled({}, length=40), "says it has 76 words, but there are 40"),
         (spoiled({3: 2}), "header is not valid"),
         (spoiled({6: 0}), "header is not valid"),
