@@ -130,6 +130,17 @@ Arena::Index Arena::split(Index index, uint32_t size) {
 
 void* Arena::allocate(size_t nbytes) {
   if (nbytes == 0) return nullptr;
+  if (void* block = try_allocate(nbytes)) return block;
+  if (reclaim_) {
+    reclaim_();
+    if (void* block = try_allocate(nbytes)) return block;
+  }
+  const std::lock_guard lock(mutex_);
+  ++statistics_.ooms;
+  return nullptr;
+}
+
+void* Arena::try_allocate(size_t nbytes) {
   const std::lock_guard lock(mutex_);
   if (starts_ == nullptr) {
     // Made only for chips that are used. calloc leaves the zero pages of so large a table (1/64 of the chip's memory)
@@ -139,10 +150,7 @@ void* Arena::allocate(size_t nbytes) {
   }
   const size_t granules = (nbytes + kAlignment - 1) / kAlignment;
   Index index = nbytes <= nbytes_ ? find(static_cast<uint32_t>(granules)) : kNone;
-  if (index == kNone) {
-    ++statistics_.ooms;
-    return nullptr;
-  }
+  if (index == kNone) return nullptr;
   remove_free(index);
   index = split(index, static_cast<uint32_t>(granules));
   Block& block = blocks_[index];
@@ -236,6 +244,7 @@ void Arena::drop_held() {
 }
 
 size_t Arena::trim() {
+  if (reclaim_) reclaim_();
   const std::lock_guard lock(mutex_);
   size_t given_back = 0;
   for (const Block& block : blocks_) {

@@ -12,9 +12,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <utility>
 #include <vector>
 
 namespace hxcomm {
@@ -43,6 +45,9 @@ class Arena {
 
   std::byte* base() const { return base_; }
   size_t nbytes() const { return nbytes_; }
+
+  // Called without locks before memory is said to be short, and by trim(): what it releases counts. Set before use.
+  void on_shortage(std::function<void()> reclaim) { reclaim_ = std::move(reclaim); }
 
   // nullptr when no free range is large enough, and for nbytes 0. Contents are what was there before. Thread-safe.
   void* allocate(size_t nbytes);
@@ -85,6 +90,7 @@ class Arena {
     unsigned level, sub;
   };
 
+  void* try_allocate(size_t nbytes);
   static Class class_of(uint32_t size);
   Index make_block();
   void insert_free(Index block);
@@ -99,6 +105,7 @@ class Arena {
   const size_t offset_;
   std::byte* const base_;
   const size_t nbytes_;
+  std::function<void()> reclaim_;
   mutable std::mutex mutex_;
   std::vector<Block> blocks_;
   std::vector<Index> spare_;  // entries of blocks_ that are unused
@@ -123,6 +130,9 @@ class Arenas {
   size_t bytes_per_chip() const { return bytes_per_chip_; }
   std::byte* base() const { return base_; }
   Arena& of_chip(int chip) { return *arenas_.at(static_cast<size_t>(chip)); }
+  void on_shortage(const std::function<void()>& reclaim) {
+    for (const auto& arena : arenas_) arena->on_shortage(reclaim);
+  }
   // The chip whose memory holds the whole range, or -1.
   int chip_of(const void* data, size_t nbytes = 0) const;
   // Where a range lies in the segment, as peers address it; -1 when it lies in no arena.

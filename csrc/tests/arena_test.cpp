@@ -7,6 +7,7 @@
 #include <map>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/segment.h"
@@ -67,6 +68,23 @@ void releases_leave_one_free_range() {
   for (size_t i = 0; i < 100; ++i) (*chips).release(blocks[i * 37 % 100]);
   expect((*chips).largest_free() == 64 * kMiB, "all of it in one piece");
   expect((*chips).allocate(64 * kMiB) == (*chips).base(), "all of it in one block");
+}
+
+void what_can_be_reclaimed_is_not_missing() {
+  Chips chips(4 * kMiB);
+  void* kept = (*chips).allocate(3 * kMiB);
+  int calls = 0;
+  chips.arenas.on_shortage([&] {
+    ++calls;
+    (*chips).release(std::exchange(kept, nullptr));
+  });
+  expect((*chips).allocate(kMiB) != nullptr && calls == 0, "nobody is asked while there is memory");
+  expect((*chips).allocate(3 * kMiB) != nullptr && calls == 1, "memory that was given back in time");
+  expect((*chips).statistics().ooms == 0, "no refusal");
+  expect((*chips).allocate(kMiB) == nullptr && calls == 2, "asked once, then refused");
+  expect((*chips).statistics().ooms == 1, "one refusal");
+  (*chips).trim();
+  expect(calls == 3, "trim asks, too");
 }
 
 void a_full_arena_returns_nothing_and_counts_it() {
@@ -227,6 +245,7 @@ int main() {
       {"a block is aligned and overlaps no other", a_block_is_aligned_and_overlaps_no_other},
       {"what is released is the next of its size", what_is_released_is_the_next_of_its_size},
       {"releases leave one free range", releases_leave_one_free_range},
+      {"what can be reclaimed is not missing", what_can_be_reclaimed_is_not_missing},
       {"a full arena returns nothing and counts it", a_full_arena_returns_nothing_and_counts_it},
       {"a range that just fits is found in its own class", a_range_that_just_fits_is_found_in_its_own_class},
       {"what is released while held is kept", what_is_released_while_held_is_kept},

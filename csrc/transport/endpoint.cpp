@@ -60,6 +60,7 @@ Endpoint::Endpoint(size_t segment_bytes, int chips, size_t bytes_per_chip)
       arenas_(segment_.fd(), segment_.control_bytes(), segment_.base() + segment_.control_bytes(), chips,
               bytes_per_chip),
       doorman_(address_, nonce_, segment_) {
+  arenas_.on_shortage([this] { dig(); });
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (epoll_ < 0 || stop_event_ < 0)

@@ -56,7 +56,7 @@ class Endpoint {
   void unsubscribe(uint64_t token);
 
   // Memory of this segment that peers may still read: it is released once `unused` says so, looked at whenever a group
-  // is made or buried.
+  // is made or buried, and when a chip's memory is short or trimmed.
   struct Range {
     size_t offset, nbytes;
   };

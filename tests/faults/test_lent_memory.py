@@ -79,7 +79,7 @@ def test_memory_lent_to_a_failed_collective_is_kept_until_the_peer_has_left(run_
     assert found["after"] == 0
 
 
-def abort_a_message(rank: int, world_size: int) -> list[int]:
+def abort_a_message(rank: int, world_size: int, then: str) -> dict[str, int]:
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     before = memory()
     if rank == 0:
@@ -92,16 +92,24 @@ def abort_a_message(rank: int, world_size: int) -> list[int]:
         kept = memory() - before
         store.set("looked", "")
         store.wait(["left"])
-        dist.destroy_process_group()
-        return [kept, memory() - before]
+        if then == "destroy":
+            dist.destroy_process_group()
+        elif then == "empty_cache":
+            torch.hx.empty_cache()
+        else:  # all of the chip's memory
+            torch.empty(torch.hx.mem_get_info()[1], dtype=torch.uint8, device="hx")
+        return {"kept": kept, "after": memory() - before, "ooms": torch.hx.memory_stats()["num_ooms"]}
     with pytest.raises(hxcomm.AbortedError):
         dist.recv(torch.ones(COUNT, device="hx"), 0, tag=1)  # no such message comes
     store.wait(["looked"])
     dist.destroy_process_group()
     store.set("left", "")
-    return []
+    return {}
 
 
-def test_memory_of_a_message_that_failed_is_kept_until_the_peer_has_left(run_ranks: Run) -> None:
-    kept, after = run_ranks(abort_a_message, 2)[0]
-    assert kept >= 4 * COUNT and after == 0
+@pytest.mark.parametrize("then", ["destroy", "empty_cache", "allocate"])
+def test_memory_of_a_message_that_failed_is_kept_until_the_peer_has_left(run_ranks: Run, then: str) -> None:
+    found = run_ranks(abort_a_message, 2, then)[0]
+    assert found["kept"] >= 4 * COUNT
+    assert found["after"] == 0
+    assert found["ooms"] == 0
