@@ -165,7 +165,15 @@ print(os.read(reader, 1000).decode(), x.tolist())
 
 
 @pytest.mark.parametrize(
-    "touch", ["x + 1", "torch.empty(3, device='hx')", "print(x)", "x.cpu()", "torch.hx.synchronize()"]
+    "touch",
+    [
+        "x + 1",
+        "torch.empty(3, device='hx')",
+        "print(x)",
+        "x.cpu()",
+        "torch.hx.synchronize()",
+        "torch.accelerator.empty_cache()",
+    ],
 )
 def test_a_forked_child_that_touches_hx_gets_an_error(touch: str) -> None:
     printed = python(FORKED.format(touch))

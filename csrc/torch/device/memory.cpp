@@ -91,6 +91,7 @@ class ChipAllocator final : public c10::DeviceAllocator {
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
   bool initialized() override { return true; }
   void emptyCache(c10::MempoolId_t) override {
+    check_not_forked();  // the parent may have allocated since what is free here
     for (int chip = 0; chip < table.chips; ++chip) table.trim(table.arenas, chip);
   }
   // Operations are finished when they return, so a block's last use on any stream is over when it is released.
