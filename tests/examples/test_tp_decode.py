@@ -20,8 +20,9 @@ from ranks import RankPool
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "examples" / "tp_decode" / "generate.py"
-sys.path[:0] = [str(PROGRAM.parent), str(Path(__file__).parent)]
+sys.path[:0] = [str(PROGRAM.parent), str(Path(__file__).parent), str(ROOT / "scripts")]
 
+import bench_memory  # noqa: E402
 import generate  # noqa: E402
 import llama_reference  # noqa: E402
 from communication import Communication  # noqa: E402
@@ -103,6 +104,55 @@ def test_sampling_all_of_the_vocabulary_agrees_between_ranks(rank_pool: Pool, fo
 def test_a_random_model_is_the_same_however_many_ranks_draw_it(rank_pool: Pool) -> None:
     _, out, _ = run_program(*RANDOM)
     assert decoded(rank_pool, 4, BACKEND, *RANDOM)["token_ids"] == json.loads(out)["token_ids"]
+
+
+def on_hx(rank: int, world_size: int, *arguments: str) -> tuple[dict[str, Any] | None, int]:
+    """What rank 0 printed as JSON, and how many results had to be copied to the chip on this rank."""
+    copies = torch.hx.output_copies()
+    status, out, _ = run_program(*arguments, "--device", "hx", "--backend", BACKEND)
+    assert status == 0
+    return json.loads(out) if out else None, torch.hx.output_copies() - copies
+
+
+@pytest.fixture(scope="module")
+def random_alone() -> list[int]:
+    """The tokens of one process on CPU."""
+    _, out, _ = run_program(*RANDOM)
+    return list(json.loads(out)["token_ids"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_tokens_on_hx_are_those_of_cpu_and_no_result_is_copied(
+    rank_pool: Pool, random_alone: list[int], world_size: int
+) -> None:
+    results, copies = zip(*rank_pool(world_size).run(on_hx, *RANDOM, backend=None), strict=True)
+    assert results[0]["token_ids"] == random_alone
+    assert (results[0]["device"], results[0]["world_size"]) == ("hx", world_size)
+    assert copies == (0,) * world_size
+
+
+def test_one_rank_on_hx_has_the_tokens_of_cpu_for_the_real_model_in_bfloat16(rank_pool: Pool) -> None:
+    arguments = (*GREEDY, "--dtype", "bfloat16", "--max-new-tokens", "2")
+    ((result, copies),) = rank_pool(1).run(on_hx, *arguments, backend=None)
+    assert result["text"] == " Paris."
+    assert copies == 0
+
+
+def memory_on_hx(rank: int, world_size: int, *arguments: str) -> bench_memory.Memory:
+    return bench_memory.measure(arguments)
+
+
+def test_all_ranks_together_hold_the_model_once(rank_pool: Pool) -> None:
+    """And each what all of them need: norms, the rotation's tables, activations."""
+    arguments = ("--random", "15M", "--max-new-tokens", "2", "--threads", "1")
+    alone, four = (
+        bench_memory.added(rank_pool(world_size).run(memory_on_hx, *arguments, backend=None)) for world_size in (1, 4)
+    )
+    config = Random.SHAPES["15M"]
+    model = 4 * parameters_read(config, split(config, 1)[0])
+    assert model < alone.tensors <= four.tensors < 1.02 * model
+    assert four.tensors <= four.segment < 1.05 * model
+    assert four.pss > four.segment
 
 
 def test_bfloat16_knows_the_capital_of_france_too(rank_pool: Pool) -> None:
