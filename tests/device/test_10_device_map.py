@@ -1,4 +1,4 @@
-"""The device hx, step by step. 9: a model of transformers on one chip, or laid over several by device_map."""
+"""The device hx, step by step. 10: a model of transformers on one chip, or laid over several by device_map."""
 
 from __future__ import annotations
 

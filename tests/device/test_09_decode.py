@@ -1,4 +1,4 @@
-"""The device hx, step by step. 8: a small Llama decodes on a chip, token by token, as on CPU, without a copy."""
+"""The device hx, step by step. 9: a small Llama decodes on a chip, token by token, as on CPU, without a copy."""
 
 from __future__ import annotations
 
