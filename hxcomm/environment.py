@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 Value_co = TypeVar("Value_co", covariant=True)
 
 PREFIX = "HXCOMM_"
+LEAST_SECRET_BYTES = 16
 _MOST_CHIPS = 64  # torch numbers devices with 8 bits, and each chip is address space in every peer
 _BINARY_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -35,6 +36,7 @@ class Variable(Generic[Value_co]):
     default: Value_co
     meaning: str
     parse: Callable[[str], Value_co]
+    hidden: bool = False  # a secret: what it holds appears in no message and no listing
 
     def get(self) -> Value_co:
         """The value now. Unset and empty both mean the default.
@@ -47,11 +49,12 @@ class Variable(Generic[Value_co]):
         try:
             return self.parse(text)
         except ValueError as error:
-            raise ValueError(f"{self.name}={text!r}: {error}") from None
+            raise ValueError(f"{self.name}={'(not shown)' if self.hidden else repr(text)}: {error}") from None
 
     def text(self) -> str | None:
-        """What the environment holds, unparsed; None when unset."""
-        return os.environ.get(self.name)
+        """What the environment holds, unparsed, or that it holds something where it may not be shown; None: unset."""
+        text = os.environ.get(self.name)
+        return "set, not shown" if text and self.hidden else text
 
     def default_text(self) -> str:
         """The default as one would write it."""
@@ -113,6 +116,28 @@ def _folder(text: str) -> str:
     if not (os.path.isdir(text) and os.access(text, os.W_OK)):  # noqa: PTH112 (pathlib would be its only use here)
         raise ValueError("not a folder that this process can write to; create it first")
     return text
+
+
+def _interfaces(text: str) -> str:
+    if not text.lstrip("^=").strip(" ,"):
+        raise ValueError("names no interface; write for example eth, =eth0, ^docker,lo or ^=eth1")
+    return text
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("not 0 or 1")
+    return text == "1"
+
+
+def _secret(text: str) -> bytes:
+    secret = os.fsencode(text)
+    if len(secret) < LEAST_SECRET_BYTES:
+        raise ValueError(
+            f"a secret of {len(secret)} bytes; at least {LEAST_SECRET_BYTES} are needed: `openssl rand -hex 32` "
+            "prints a good one"
+        )
+    return secret
 
 
 def _microseconds_or_auto(text: str) -> int | None:
@@ -222,6 +247,44 @@ HOST_ID: Variable[str | None] = Variable(
     "Ranks with different values count as on different hosts; unset: ranks share a host when they can share memory.",
     str,
 )
+IFNAME: Variable[str | None] = Variable(
+    "HXCOMM_IFNAME",
+    "interfaces, as NCCL_SOCKET_IFNAME has them: eth,ib or =eth0 or ^docker,lo or ^=eth1",
+    None,
+    "The network interface that other hosts reach this rank by; unset: the one that leads to MASTER_ADDR.",
+    _interfaces,
+)
+INSECURE: Variable[bool] = Variable(
+    "HXCOMM_INSECURE",
+    "0 or 1",
+    False,
+    "1: without a secret, ranks on several hosts talk unauthenticated and unencrypted: whoever reaches the port can "
+    "take part.",
+    _switch,
+)
+SECRET: Variable[bytes | None] = Variable(
+    "HXCOMM_SECRET",
+    f"text of at least {LEAST_SECRET_BYTES} bytes, the same on every rank",
+    None,
+    "The secret of the job where HXCOMM_SECRET_FILE is not set.",
+    _secret,
+    hidden=True,
+)
+SECRET_FILE: Variable[str | None] = Variable(
+    "HXCOMM_SECRET_FILE",
+    "a file that only its owner can read, with the same content on every host",
+    None,
+    "Holds the secret of the job: what ranks on different hosts know each other by.",
+    str,
+)
+SECURITY: Variable[str] = Variable(
+    "HXCOMM_SECURITY",
+    "curve or mac",
+    "curve",
+    "What the secret does for traffic between hosts: curve encrypts and authenticates it, mac authenticates it only "
+    "and is faster for large tensors.",
+    _one_of("curve", "mac"),
+)
 SEGMENT: Variable[int | None] = Variable(
     "HXCOMM_SEGMENT",
     "bytes, e.g. 256KiB, or auto",
@@ -250,6 +313,7 @@ VARIABLES: Mapping[str, Variable[object]] = {
     for variable in (
         *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE),
         *(DEVICE, CHIPS, HBM, FALLBACK),
+        *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )
 }
 
@@ -260,6 +324,16 @@ def launched_on_one_host() -> bool:
     """Whether torchrun, or who sets its variables, says that all ranks are on this host; False where nobody says."""
     everyone = os.environ.get("WORLD_SIZE")
     return everyone is not None and everyone == os.environ.get("LOCAL_WORLD_SIZE")
+
+
+def master_address() -> str | None:
+    """Where the launcher says that the store is: a name or an address, the same on every rank; None: nobody says."""
+    return os.environ.get("MASTER_ADDR", "").strip() or None
+
+
+def run_id() -> str:
+    """The name that torchrun gives to a run, the same on every rank; empty without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def warn_about_unknown() -> None:

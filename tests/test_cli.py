@@ -35,6 +35,16 @@ def test_info_shows_a_wrong_variable_and_what_is_allowed(
     assert "did you mean python" in printed
 
 
+def test_info_says_that_a_secret_is_set_and_not_what_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HXCOMM_SECRET", "correct horse battery")
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "HXCOMM_SECRET = set, not shown" in printed
+    assert "horse" not in printed
+
+
 def test_info_says_what_to_do_when_the_extension_is_not_built(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,11 @@ def test_unset_and_empty_variables_have_their_default(
         (environment.ISA, "scalar", "scalar"),
         (environment.CHECK, "shape", "shape"),
         (environment.HOST_ID, "left", "left"),
+        (environment.IFNAME, "^=eth1,ib", "^=eth1,ib"),
+        (environment.INSECURE, "0", False),
+        (environment.INSECURE, "1", True),
+        (environment.SECRET, "0123456789abcdef", b"0123456789abcdef"),
+        (environment.SECURITY, "MAC", "mac"),
         (environment.SEGMENT, "256KiB", 262144),
         (environment.SEGMENT, "1.5 mib", 1572864),
         (environment.SEGMENT, "4096", 4096),
@@ -56,6 +61,9 @@ def test_a_right_value_is_read_at_each_call(
         ("DEBUG", "algos", "not one of algo; did you mean algo"),
         ("EXECUTOR", "pyhton", "not one of native, python; did you mean python"),
         ("ISA", "avx512", "not one of auto, avx2, scalar"),
+        ("IFNAME", "^=", "names no interface; write for example eth, =eth0, ^docker,lo"),
+        ("INSECURE", "yes", "not 0 or 1"),
+        ("SECURITY", "curv", "not one of curve, mac; did you mean curve"),
         ("SEGMENT", "256KB", "KiB, MiB or GiB"),
         ("SEGMENT", "0", "not a whole, positive number of bytes"),
         ("SEGMENT", "0.3", "not a whole, positive number of bytes"),
@@ -71,6 +79,17 @@ def test_a_wrong_value_raises_with_the_variable_the_value_and_what_is_allowed(
         variable.get()
     assert str(raised.value).startswith(f"{variable.name}={text!r}: ")
     assert advice in str(raised.value)
+
+
+def test_what_a_secret_variable_holds_is_in_no_listing_and_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = [variable for variable in environment.VARIABLES.values() if variable.hidden]
+    assert [variable.name for variable in hidden] == ["HXCOMM_SECRET"]
+    assert environment.SECRET.text() is None
+    monkeypatch.setenv("HXCOMM_SECRET", "hunter2")
+    assert environment.SECRET.text() == "set, not shown"
+    with pytest.raises(ValueError, match="at least 16 are needed: `openssl rand -hex 32`") as raised:
+        environment.SECRET.get()
+    assert "hunter2" not in str(raised.value)
 
 
 def test_an_unknown_variable_is_warned_of_once_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
