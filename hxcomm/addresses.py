@@ -86,10 +86,11 @@ def choose() -> Address:
         listed = ", ".join(f"{address.interface} {address.text}" for address in there) or "there are none"
         raise ValueError(f"{problem} of this host's interfaces that are up and have an address: {listed}")
     for target in (*_resolved(master), *_ELSEWHERE):
-        local, _, scope = _source_towards(target).partition("%")
-        for address in found:
-            if address.text == local and scope in ("", address.interface):
-                return address
+        # The master's own address where it is ours: towards it the kernel would use the interface's first one.
+        for local, _, scope in (target.partition("%"), _source_towards(target).partition("%")):
+            for address in found:
+                if address.text == local and scope in ("", address.interface):
+                    return address
     return min(found, key=_unlikeliness)  # equals stay in the kernel's order, as with NCCL
 
 

@@ -69,7 +69,7 @@ class Rank:
             self.connection.close()
 
 
-def rendezvous() -> tuple[Any, dict[str, str]]:
+def rendezvous(address: str = "127.0.0.1") -> tuple[Any, dict[str, str]]:
     """A TCPStore for one run, to be kept until it is over, and the environment that leads ranks to it.
 
     It takes a port that is free and holds it, as torchrun's agent does. Each run has its own: torch puts the keys of
@@ -77,9 +77,9 @@ def rendezvous() -> tuple[Any, dict[str, str]]:
     """
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
     return store, {
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -100,7 +100,17 @@ def rank_environment(rank: int, world_size: int) -> dict[str, str]:
     }
 
 
-def start(world_size: int, command: Sequence[str] | None, folder: Path, env: Mapping[str, str]) -> list[Rank]:
+# Of a rank: what its command begins with, and variables of its own.
+Place = Callable[[int], tuple[Sequence[str], Mapping[str, str]]]
+
+
+def here(rank: int) -> tuple[Sequence[str], Mapping[str, str]]:
+    return (), {}
+
+
+def start(
+    world_size: int, command: Sequence[str] | None, folder: Path, env: Mapping[str, str], place: Place = here
+) -> list[Rank]:
     """Starts one process a rank: `command`, or, when None, one that waits for jobs."""
     ranks = []
     for number in range(world_size):
@@ -108,14 +118,16 @@ def start(world_size: int, command: Sequence[str] | None, folder: Path, env: Map
         if command is None:
             ours, theirs = Pipe(duplex=True)
         output = folder / f"rank{number}.txt"
+        begin, variables = place(number)
+        end = command or [sys.executable, str(HERE / "rank_process.py"), str(theirs.fileno() if theirs else -1)]
         with output.open("wb") as file:
             process = subprocess.Popen(
-                command or [sys.executable, str(HERE / "rank_process.py"), str(theirs.fileno() if theirs else -1)],
+                [*begin, *end],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),) if theirs else (),
-                env={**os.environ, **rank_environment(number, world_size), **env},
+                env={**os.environ, **rank_environment(number, world_size), **env, **variables},
             )
         if theirs is not None:
             theirs.close()
@@ -244,19 +256,36 @@ def run_ranks(
     {0: "PeerFailedError"} raises that (its result is a Raised, with the message). Anything else is a
     RanksFailedError, which shows every rank's last output.
     """
-    expect = expect or {}
     store, address = rendezvous()
-    env = {**address, **(env or {})}
+    try:
+        given = {**address, **(env or {})}
+        return run_placed(here, fn_or_path, world_size, args, backend, timeout_s, op_timeout_s, given, expect or {})
+    finally:
+        del store
+
+
+def run_placed(
+    place: Place,
+    fn_or_path: Callable[..., Any] | str | Path,
+    world_size: int,
+    args: Sequence[Any],
+    backend: str | None,
+    timeout_s: float,
+    op_timeout_s: float,
+    env: Mapping[str, str],
+    expect: Mapping[int, signal.Signals | int | str],
+) -> list[Any]:
+    """run_ranks with each rank where `place` puts it; `env` says where the rendezvous is."""
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         if callable(fn_or_path):
             job = make_job(fn_or_path, args, backend, op_timeout_s, {})
-            ranks = start(world_size, None, Path(folder), env)
+            ranks = start(world_size, None, Path(folder), env, place)
             what = job.function
         else:
             job = None
             what = " ".join([str(fn_or_path), *map(str, args)])
             command = [sys.executable, str(fn_or_path), *map(str, args)]
-            ranks = start(world_size, command, Path(folder), env)
+            ranks = start(world_size, command, Path(folder), env, place)
         try:
             if job is not None:
                 send(ranks, job)
@@ -266,7 +295,6 @@ def run_ranks(
         finally:
             for rank in ranks:
                 rank.end()
-            del store
 
 
 def send(ranks: Sequence[Rank], job: Job) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 from collections.abc import Callable
 
 import pytest
 import zmq
+from hosts.networks import Host, Network, system
 
 from hxcomm import addresses, environment
 from hxcomm.addresses import Address
@@ -165,3 +168,69 @@ def test_what_a_peer_says_is_checked_before_it_is_used(text: str, port: int, tol
     with pytest.raises(ValueError) as raised:
         addresses.endpoint_of_peer(text, port, ETH0)
     assert told in str(raised.value)
+
+
+# What the kernel of a host with several interfaces says.
+
+CHOOSE = """
+import json
+from hxcomm import addresses
+print(json.dumps([addresses.choose().__dict__, [address.__dict__ for address in addresses.local_addresses()]]))
+"""
+
+
+def chosen_on(host: Host, **variables: str) -> tuple[Address, list[Address]]:
+    mine, there = json.loads(host.run([sys.executable, "-c", CHOOSE], variables))
+    return Address(**mine), [Address(**each) for each in there]
+
+
+def add_interface(host: Host, name: str, *texts: str) -> None:
+    system("ip", "-n", host.namespace, "link", "add", name, "type", "veth", "peer", "name", f"{name}-end")
+    system("ip", "-n", host.namespace, "link", "set", f"{name}-end", "up")
+    for text in texts:
+        system("ip", "-n", host.namespace, "address", "add", text, "dev", name)
+
+
+def test_on_several_interfaces_the_kernels_route_to_the_master_decides(network: Callable[..., Network]) -> None:
+    host = network(1).hosts[0]
+    eth0, eth06 = Address(host.address, "eth0"), Address(host.address6, "eth0")
+    add_interface(host, "a0", "10.9.0.1/24", "10.9.0.2/24", "fd09::1/64")
+    assert all(address.interface != "a0" for address in chosen_on(host)[1])  # it is down
+    system("ip", "-n", host.namespace, "link", "set", "a0", "up")
+    mine, there = chosen_on(host, MASTER_ADDR="10.0.0.9")
+    assert mine == eth0
+    assert {Address("10.9.0.2", "a0"), Address("fd09::1", "a0"), eth0, eth06} < set(there)
+    assert chosen_on(host, MASTER_ADDR="fd00::9")[0] == eth06
+    assert chosen_on(host, MASTER_ADDR="10.9.0.9")[0] == Address("10.9.0.1", "a0")
+    assert chosen_on(host, MASTER_ADDR="10.9.0.2")[0] == Address("10.9.0.2", "a0")  # the master is this host
+    assert chosen_on(host, MASTER_ADDR="fd09::9")[0] == Address("fd09::1", "a0")
+    assert chosen_on(host, MASTER_ADDR="10.0.0.9", HXCOMM_IFNAME="a")[0] == Address("10.9.0.1", "a0")
+    system("ip", "-n", host.namespace, "route", "add", "default", "via", "10.9.0.9")
+    assert chosen_on(host)[0] == Address("10.9.0.1", "a0")  # no master: the default route
+
+
+def test_a_link_local_address_is_chosen_for_a_link_local_master_and_can_be_bound(
+    network: Callable[..., Network],
+) -> None:
+    first, second = network(2).hosts
+    for host in (first, second):
+        for old in (f"{host.address}/24", f"{host.address6}/64"):
+            system("ip", "-n", host.namespace, "address", "delete", old, "dev", "eth0")
+    listed = chosen_on(second)[1]
+    (theirs,) = [address for address in listed if address.interface == "eth0"]
+    mine, _ = chosen_on(first, MASTER_ADDR=f"{theirs.text}%eth0")
+    assert mine.text.startswith("fe80::") and mine.interface == "eth0"
+    program = """
+import zmq
+with zmq.Context() as context, context.socket(zmq.{kind}) as sock:
+    sock.setsockopt(zmq.IPV6, 1)
+    sock.setsockopt(zmq.RCVTIMEO, 20_000)
+    sock.{attach}
+    {use}
+"""
+    receive = program.format(kind="PULL", attach=f"bind({mine.endpoint(7)!r})", use="print(sock.recv().decode())")
+    endpoint = addresses.endpoint_of_peer(mine.text, 7, theirs)
+    send = program.format(kind="PUSH", attach=f"connect({endpoint!r})", use="sock.send(b'over the link')")
+    sender = second.start([sys.executable, "-c", send])
+    assert first.run([sys.executable, "-c", receive]) == "over the link\n"
+    assert sender.wait(timeout=20) == 0
