@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("op", metavar="OP", help="a collective, e.g. all_reduce")
     show.add_argument("algorithm", metavar="ALGORITHM", help="e.g. ring (`hxcomm info` lists them)")
     show.add_argument("--ranks", type=_count, default=4, metavar="N", help="world size (default: 4)")
+    show.add_argument("--hosts", type=_hosts, metavar="H,H", help="the host of each rank instead, e.g. 0,0,1,1")
     show.add_argument("--staged", action="store_true", help="as it runs on private memory (CPU tensors)")
     show.add_argument("--plan", type=int, metavar="RANK", help="the instructions that this rank executes instead")
     show.set_defaults(run=_show)
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     prove.add_argument(
         "--ranks", type=_range, default=range(1, 17), metavar="A..B", help="world sizes (default: 1..16)"
     )
+    prove.add_argument("--hosts", type=_hosts, metavar="H,H", help="the host of each rank instead, e.g. 0,0,1,1")
     prove.set_defaults(run=_prove)
 
     top = commands.add_parser("top", help="who is in which collective, since when, and who is missing")
@@ -117,6 +119,21 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _hosts(text: str) -> tuple[int, ...]:
+    from hxcomm.schedule import ScheduleError
+    from hxcomm.schedule.crossing import several
+
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number for each rank: write it as 0,0,1,1")
+    hosts = tuple(int(word) for word in words)
+    try:
+        several(hosts, len(hosts))
+    except ScheduleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return hosts
+
+
 def _counts(text: str) -> list[int]:
     return sorted({_count(each) for each in text.split(",")})
 
@@ -157,13 +174,14 @@ def _show(options: argparse.Namespace) -> int:
 
     _known(options.op, options.algorithm)
     root = ROOTED_AT if options.op in algorithms.ROOTED else None
-    schedule = algorithms.build(options.op, options.algorithm, options.ranks, root=root)
+    ranks = len(options.hosts or ()) or options.ranks
+    schedule = algorithms.build(options.op, options.algorithm, ranks, root=root, hosts=options.hosts)
     if options.plan is None:
-        print(draw.text(schedule, private=options.staged))
+        print(draw.text(schedule, private=options.staged, hosts=options.hosts))
         return 0
-    if options.plan not in range(options.ranks):
-        raise UsageError(f"--plan {options.plan}: the ranks of world size {options.ranks} are 0..{options.ranks - 1}")
-    print(draw.plan_text(compile_plan(schedule, options.plan, private=options.staged)))
+    if options.plan not in range(ranks):
+        raise UsageError(f"--plan {options.plan}: the ranks of world size {ranks} are 0..{ranks - 1}")
+    print(draw.plan_text(compile_plan(schedule, options.plan, private=options.staged, hosts=options.hosts)))
     return 0
 
 
@@ -175,12 +193,13 @@ def _prove(options: argparse.Namespace) -> int:
     for op, name in _known(options.op, options.algorithm):
         orders = set()
         proved = 0
-        for world_size in options.ranks:
+        for world_size in [len(options.hosts)] if options.hosts else options.ranks:
             roots = sorted({ROOTED_AT, world_size - 1}) if op in algorithms.ROOTED else [None]
             for root in roots:
                 where = f"{world_size} ranks" + ("" if root is None else f", root {root}")
+                where += f", on hosts {','.join(map(str, options.hosts))}" if options.hosts else ""
                 try:
-                    proof = prove(algorithms.build(op, name, world_size, root=root))
+                    proof = prove(algorithms.build(op, name, world_size, root, options.hosts), options.hosts)
                 except (ProofError, ScheduleError) as error:
                     print(f"{op} {name}, {where}: WRONG: {error}")
                     failures += 1

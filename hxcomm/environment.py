@@ -226,6 +226,14 @@ CHECK: Variable[str] = Variable(
     "shape: ranks that pass tensors of equal count but different shape to one op raise MismatchError.",
     _one_of("none", "shape"),
 )
+DETERMINISM: Variable[str] = Variable(
+    "HXCOMM_DETERMINISM",
+    "none or layout",
+    "none",
+    "layout: a reduction has the same bits wherever the ranks run: only algorithms that reduce in rank order are used, "
+    "not those that reduce within each host first.",
+    _one_of("none", "layout"),
+)
 DUMP: Variable[str | None] = Variable(
     "HXCOMM_DUMP",
     "a folder",
@@ -311,7 +319,7 @@ TRACE: Variable[frozenset[str]] = Variable(
 VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
     for variable in (
-        *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE),
+        *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE),
         *(DEVICE, CHIPS, HBM, FALLBACK),
         *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )

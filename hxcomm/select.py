@@ -12,12 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hxcomm import _core, algorithms, environment
-from hxcomm.schedule import compile_plan
+from hxcomm.schedule import OPS, compile_plan, prove
+from hxcomm.schedule.crossing import ranks_by_host, several
 
 # HXCOMM_SEGMENT=... torchrun --nproc-per-node 2 -m hxcomm.bench --ops all_reduce --sizes 16MiB, p50 in us: 16 KiB 3100,
 # 64 KiB 1456, 128 KiB 1311, 256 KiB 1192, 512 KiB 1161, 2 MiB 1141, one piece 1745. Smaller windows pay more
 # hand-overs; from 256 KiB on it is flat until the cache is too small, so the smallest of the flat ones.
 SEGMENT_BYTES = 256 << 10
+
+# Across hosts a window is frames and a way there and back, so larger ones pay; not measured yet.
+CROSSING_SEGMENT_BYTES = 2 << 20
+MESSAGE_BYTES = 4 << 20  # the most that a frame carries
+_ACCUMULATED_LARGER = {"float16": 2, "bfloat16": 2}  # times as large as the dtype are partial results, also in messages
 
 # Up to this many bytes every rank reads everything: one hand-over instead of two. HXCOMM_ALGO=all_reduce:..., p50 in us
 # of one_shot and two_shot: 2 ranks, 2 KiB 11.2 and 9.2, 4 KiB 12.6 and 9.5; 4 ranks on 2 cores, where a hand-over costs
@@ -26,14 +32,27 @@ SEGMENT_BYTES = 256 << 10
 # calls of the core on 2 cores: 2 ranks, 64 B 0.95 and 0.92, 1 KiB 0.97 and 0.97, 4 KiB 1.24 and 0.99; 3 ranks, 8.19 and
 # 7.98, 8.31 and 8.19, 8.55 and 8.23; 4 ranks, 21.3 and 21.0, 21.5 and 21.1, 22.0 and 21.2.
 ONE_SHOT_BYTES = 2 << 10
+CROSSING_ONE_SHOT_BYTES = 8 << 10  # ranks each on a host of their own: a hand-over costs as much as sending this again
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the ranks of a group are, as far as choices may depend on it."""
+    """Where the ranks of a group are, as far as choices may depend on it.
+
+    hosts: the number of each rank's host, 0, 1 ... in the order of their first ranks; left out, all are on one.
+    """
 
     world_size: int
-    hosts: int = 1
+    hosts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        several(self.hosts or None, self.world_size)  # raises where they are not numbered so
+        if not self.hosts:
+            object.__setattr__(self, "hosts", (0,) * self.world_size)
+
+    @property
+    def n_hosts(self) -> int:
+        return max(self.hosts) + 1
 
 
 Selector = Callable[[str, int, str, Layout, "str | None"], "str | None"]
@@ -53,8 +72,13 @@ def register_selector(selector: Selector) -> Selector:
     return selector
 
 
-def default_algorithm(op: str, nbytes: int, layout: Layout, mapped: bool = False) -> tuple[str, str]:
-    """The built-in choice and the reason for it. Only algorithms that reduce in rank order are chosen unasked."""
+def default_algorithm(
+    op: str, nbytes: int, layout: Layout, mapped: bool = False, rank_order: bool = False
+) -> tuple[str, str]:
+    """The built-in choice and the reason for it. On one host only algorithms that reduce in rank order are chosen
+    unasked; on several where `rank_order` asks for them."""
+    if layout.n_hosts > 1:
+        return _across_hosts(op, nbytes, layout, rank_order)
     if op == "all_reduce":
         if mapped and layout.world_size > 1:
             return "two_shot", "tensors that peers reach: one hand-over, and each rank reduces its share once"
@@ -64,24 +88,38 @@ def default_algorithm(op: str, nbytes: int, layout: Layout, mapped: bool = False
     return "direct", "one hand-over, every byte read once"
 
 
+def _across_hosts(op: str, nbytes: int, layout: Layout, rank_order: bool) -> tuple[str, str]:
+    shared = max(map(len, ranks_by_host(layout.hosts))) > 1
+    if shared and "hierarchical" in algorithms.names(op) and not (rank_order and OPS[op].reduces):
+        return "hierarchical", f"{layout.n_hosts} hosts: what ranks of a host need or have in common crosses once"
+    if op != "all_reduce":
+        return "direct", "one hand-over between hosts"
+    if layout.world_size == 2 or nbytes <= CROSSING_ONE_SHOT_BYTES:
+        return "one_shot", f"two ranks, or at most {CROSSING_ONE_SHOT_BYTES} bytes: one hand-over between hosts"
+    return "two_shot", f"more than {CROSSING_ONE_SHOT_BYTES} bytes: each rank gets and sends its share only"
+
+
 @dataclass
 class Planner:
     """The planner of one rank of one group.
 
     `overrides` maps an op to the algorithm that the user asked for (HXCOMM_ALGO or Options); it wins over selectors.
     Unknown ops and algorithms are refused here, when the group is made: ValueError listing those that exist.
+    `segment_bytes`: of a window, where the user asked for it. `layout` may be set when it is known where the ranks are.
     """
 
     rank: int
     layout: Layout
     group: str
     overrides: Mapping[str, str]
-    segment_bytes: int = SEGMENT_BYTES
-    _plans: dict[tuple[str, str, int, bool], _core.Plan] = field(default_factory=dict)
+    segment_bytes: int | None = None
+    _plans: dict[tuple[str, str, int, bool, tuple[int, ...]], _core.Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.rank_order = environment.DETERMINISM.get() == "layout"
         for op, algorithm in self.overrides.items():
             self._check(op, algorithm, "asked for (HXCOMM_ALGO or Options)")
+            self._check_order(op, algorithm)
 
     def _check(self, op: str, algorithm: str, by: str) -> None:
         if op not in algorithms.OPS:
@@ -90,10 +128,23 @@ class Planner:
         if algorithm not in known:
             raise ValueError(f"{op} has no algorithm {algorithm!r}, {by}; it has: {', '.join(known)}")
 
+    def _check_order(self, op: str, algorithm: str) -> None:
+        if not self.rank_order or not OPS[op].reduces:
+            return
+        n, hosts = self.layout.world_size, self.layout.hosts
+        for root in {0, n - 1} if OPS[op].rooted else {None}:
+            if prove(algorithms.build(op, algorithm, n, root, hosts)).order != "rank order":
+                raise ValueError(
+                    f"{op} {algorithm} does not reduce in rank order on {self.layout.n_hosts} hosts, which "
+                    "HXCOMM_DETERMINISM=layout asks for: choose another algorithm, or unset it"
+                )
+
     def settings(self) -> str:
         """What must be equal on every rank for their choices to agree."""
         asked = ",".join(f"{op}:{name}" for op, name in sorted(self.overrides.items())) or "default"
-        return f"algorithms {asked}; segment {self.segment_bytes} bytes; {len(_selectors)} selectors"
+        segment = f"{self.segment_bytes} bytes" if self.segment_bytes else "default"
+        order = "rank order" if self.rank_order else "any order"
+        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors"
 
     def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False) -> tuple[str, str]:
         """(algorithm, why)."""
@@ -104,16 +155,25 @@ class Planner:
             if name is not None:
                 self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
                 return name, f"the selector {getattr(selector, '__name__', selector)!r}"
-        return default_algorithm(op, nbytes, self.layout, mapped)
+        return default_algorithm(op, nbytes, self.layout, mapped, self.rank_order)
 
     def plan(self, op: str, algorithm: str, root: int, mapped: bool) -> _core.Plan:
         """The compiled plan of this rank; compiled once."""
-        key = (op, algorithm, root, mapped)
+        hosts = self.layout.hosts
+        key = (op, algorithm, root, mapped, hosts)
         if key not in self._plans:
-            schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None)
-            compiled = compile_plan(schedule, self.rank, private=not mapped)
+            self._check_order(op, algorithm)
+            schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None, hosts)
+            compiled = compile_plan(schedule, self.rank, private=not mapped, hosts=hosts)
             self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)
         return self._plans[key]
+
+    def window_bytes(self, dtype: str) -> int:
+        """Of a block, for ops that are cut into windows."""
+        if self.layout.n_hosts == 1:
+            return self.segment_bytes or SEGMENT_BYTES
+        # Where a window is one chunk, all of it is one message.
+        return min(self.segment_bytes or CROSSING_SEGMENT_BYTES, MESSAGE_BYTES // _ACCUMULATED_LARGER.get(dtype, 1))
 
     def __call__(
         self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int, mapped: bool = False
@@ -126,4 +186,4 @@ class Planner:
                 file=sys.stderr,
                 flush=True,
             )
-        return self.plan(op, algorithm, root, mapped), self.segment_bytes
+        return self.plan(op, algorithm, root, mapped), self.window_bytes(dtype)

@@ -63,6 +63,19 @@ def test_show_draws_every_algorithm_in_every_form(op: str, capsys: pytest.Captur
             assert capsys.readouterr().out.strip()
 
 
+def test_show_and_prove_take_the_hosts_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "broadcast", "hierarchical", "--hosts", "0,1,1"]) == 0
+    assert "on hosts 0,1,1" in capsys.readouterr().out
+    assert main(["show", "broadcast", "hierarchical", "--hosts", "0,1,1", "--plan", "1", "--staged"]) == 0
+    assert "receive  message 0 from rank 0" in capsys.readouterr().out
+    assert main(["prove", "all_reduce", "hierarchical", "--hosts", "0,0,1,1"]) == 0
+    assert capsys.readouterr().out == "all_reduce hierarchical: 1 proved; reduces in an order of its own\n"
+    for wrong in ("0,a", "1,0", ""):
+        with pytest.raises(SystemExit):
+            main(["prove", f"--hosts={wrong}"])
+        assert "argument --hosts" in capsys.readouterr().err
+
+
 def test_prove_says_of_an_algorithm_how_many_were_proved_and_in_which_order_it_reduces(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

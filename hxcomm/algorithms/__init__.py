@@ -1,19 +1,22 @@
 """The algorithms: one file each, one function, named alike (`all_reduce_ring.py`: `all_reduce_ring`), discovered here.
 
-`op_algorithm(world_size)`, of a rooted op `op_algorithm(world_size, root)`, returns a Schedule. A user adds one with
+`op_algorithm(world_size)`, of a rooted op `op_algorithm(world_size, root)`, returns a Schedule. One that depends on
+where the ranks are has a last parameter `hosts`, a tuple with the number of each rank's host. A user adds one with
 `register`. Knows no memory, dtypes or sizes; files are imported when their algorithm is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
 from hxcomm.schedule import Schedule, ScheduleError
 from hxcomm.schedule import ops as _ops
+from hxcomm.schedule.crossing import several
 
 OPS: tuple[str, ...] = tuple(_ops.OPS)
 """Op names in the order of their numbers in plans."""
@@ -23,7 +26,7 @@ ROOTED: frozenset[str] = frozenset(name for name, op in _ops.OPS.items() if op.r
 Algorithm = Callable[..., Schedule]
 
 _registered: dict[tuple[str, str], Algorithm] = {}
-_proved: dict[tuple[str, str, int, int | None], Schedule] = {}
+_proved: dict[tuple[str, str, int, int | None, tuple[int, ...] | None], Schedule] = {}
 
 
 @cache
@@ -44,11 +47,14 @@ def names(op: str) -> list[str]:
     return sorted(name for each, name in (*_discovered(), *_registered) if each == op)
 
 
-def build(op: str, algorithm: str, world_size: int, root: int | None = None) -> Schedule:
-    """The Schedule of an algorithm. `root` is for rooted ops, and only for them.
+def build(
+    op: str, algorithm: str, world_size: int, root: int | None = None, hosts: Sequence[int] | None = None
+) -> Schedule:
+    """The Schedule of an algorithm, as written. `root` is for rooted ops, and only for them.
 
-    Raises ScheduleError for an unknown op or algorithm, or a wrong world size or root. An algorithm that a user
-    registered is proved first, once for each world size and root: ProofError where it is wrong.
+    hosts: the number of each rank's host, 0, 1 ... in the order of their first ranks; None: all are on one.
+    Raises ScheduleError for an unknown op or algorithm, or a wrong world size, root or hosts. An algorithm that a user
+    registered is proved first, once for each world size, root and hosts: ProofError where it is wrong.
     """
     _check_op(op)
     if (op, algorithm) not in _registered and (op, algorithm) not in _discovered():
@@ -59,20 +65,28 @@ def build(op: str, algorithm: str, world_size: int, root: int | None = None) -> 
         raise ScheduleError(f"the root of {op} is {root}; it must be a rank, 0 to {world_size - 1}")
     if op not in ROOTED and root is not None:
         raise ScheduleError(f"{op} has no root, but {root} was given: leave it out")
-    arguments = (world_size,) if root is None else (world_size, root)
+    apart = several(hosts, world_size)
     if (op, algorithm) in _registered:
-        return _build_registered(op, algorithm, arguments)
+        return _build_registered(op, algorithm, world_size, root, apart)
     module = _discovered()[op, algorithm]
-    function: Algorithm = getattr(importlib.import_module(f"{__name__}.{module}"), module)
+    return _call(getattr(importlib.import_module(f"{__name__}.{module}"), module), world_size, root, apart)
+
+
+def _call(function: Algorithm, world_size: int, root: int | None, apart: tuple[int, ...] | None) -> Schedule:
+    arguments = (world_size,) if root is None else (world_size, root)
+    if "hosts" in inspect.signature(function).parameters:
+        return function(*arguments, hosts=apart or (0,) * world_size)
     return function(*arguments)
 
 
 def register(op: str, name: str, function: Algorithm) -> Algorithm:
     """Adds a user's algorithm: `hxcomm.register_algorithm("all_reduce", "mine", function)`, on every rank alike.
 
-    `function(world_size)`, or `function(world_size, root)` for a rooted op, returns a Schedule. It must be the same on
-    every rank (the plan hash tells) and is proved before it first runs. Raises ScheduleError for an unknown op, a name
-    that is taken or not a word, or what is not a function. Returns the function.
+    `function(world_size)`, or `function(world_size, root)` for a rooted op, returns a Schedule. Where it has a
+    parameter `hosts`, it is given a tuple with the number of each rank's host: (0, 0, 1, 1) for two hosts of two ranks,
+    all 0 for ranks on one. It need not have it: any Schedule runs across hosts. It must be the same on every rank (the
+    plan hash tells) and is proved before it first runs. Raises ScheduleError for an unknown op, a name that is taken or
+    not a word, or what is not a function. Returns the function.
     """
     _check_op(op)
     if not isinstance(name, str) or not name.isidentifier():
@@ -90,13 +104,14 @@ def _check_op(op: str) -> None:
         raise ScheduleError(f"there is no op {op!r}; the ops are: {', '.join(OPS)}")
 
 
-def _build_registered(op: str, algorithm: str, arguments: tuple[int, ...]) -> Schedule:
+def _build_registered(
+    op: str, algorithm: str, world_size: int, root: int | None, apart: tuple[int, ...] | None
+) -> Schedule:
     from hxcomm.schedule import prove
 
-    world_size, root = arguments[0], arguments[1] if len(arguments) > 1 else None
-    key = (op, algorithm, world_size, root)
+    key = (op, algorithm, world_size, root, apart)
     if key not in _proved:
-        schedule = _registered[op, algorithm](*arguments)
+        schedule = _call(_registered[op, algorithm], world_size, root, apart)
         if not isinstance(schedule, Schedule):
             raise ScheduleError(f"algorithm {algorithm!r} of {op} returned {type(schedule).__name__}, not a Schedule")
         if (schedule.op, schedule.world_size, schedule.root) != (op, world_size, root):
@@ -105,6 +120,6 @@ def _build_registered(op: str, algorithm: str, arguments: tuple[int, ...]) -> Sc
                 f"Schedule of {schedule.op}, world size {schedule.world_size}, root {schedule.root}"
             )
         schedule = replace(schedule, algorithm=algorithm)
-        prove(schedule)
+        prove(schedule, apart)
         _proved[key] = schedule
     return _proved[key]

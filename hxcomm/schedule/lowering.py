@@ -96,7 +96,8 @@ def separated(schedule: Schedule) -> Schedule:
 class _Sharing:
     """Which input and output locations peers touch, and what that asks of their owners.
 
-    Each shared location gets one shadow chunk in its owner's scratch; the same chunk has the same shadow on all ranks.
+    Each shared location gets one shadow chunk in its owner's scratch. On one host the same chunk has the same shadow on
+    all ranks; across hosts ranks share different chunks, as they pass on what they are sent, so each counts its own.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -120,10 +121,18 @@ class _Sharing:
                         history[at].append((number, "local write" if local else "remote write"))
                         if not local:
                             shared.add(at)
-        kept = sorted({(BUFFERS.index(at.buffer), at.chunk) for at in shared})
-        chunk_of = {(BUFFERS[buffer], chunk): schedule.scratch + i for i, (buffer, chunk) in enumerate(kept)}
-        self.scratch = schedule.scratch + len(kept)
-        self.shadow = {at: Location(at.rank, "scratch", chunk_of[at.buffer, at.chunk]) for at in shared}
+        groups = (
+            [shared]
+            if schedule.hosts is None
+            else [{at for at in shared if at.rank == rank} for rank in range(schedule.world_size)]
+        )
+        self.scratch = schedule.scratch
+        self.shadow: dict[Location, Location] = {}
+        for group in groups:
+            kept = sorted({(BUFFERS.index(at.buffer), at.chunk) for at in group})
+            chunk_of = {(BUFFERS[buffer], chunk): schedule.scratch + i for i, (buffer, chunk) in enumerate(kept)}
+            self.scratch = max(self.scratch, schedule.scratch + len(kept))
+            self.shadow |= {at: Location(at.rank, "scratch", chunk_of[at.buffer, at.chunk]) for at in group}
         # Read by a peer before anybody writes it: its owner copies it to the shadow before the op begins.
         self.staged = sorted(at for at in shared if history[at][0][1] == "remote read")
         # A local write that a peer reads next stores to the shadow, too.

@@ -21,11 +21,11 @@ def registry() -> Iterator[None]:
 
 def test_algorithms_are_discovered_by_their_files() -> None:
     assert {op: algorithms.names(op) for op in algorithms.OPS} == {
-        "all_reduce": ["one_shot", "ring", "two_shot"],
-        "broadcast": ["binomial_tree", "direct"],
-        "reduce": ["binomial_tree", "direct"],
-        "all_gather": ["direct", "ring"],
-        "reduce_scatter": ["direct", "ring"],
+        "all_reduce": ["hierarchical", "one_shot", "ring", "two_shot"],
+        "broadcast": ["binomial_tree", "direct", "hierarchical"],
+        "reduce": ["binomial_tree", "direct", "hierarchical"],
+        "all_gather": ["direct", "hierarchical", "ring"],
+        "reduce_scatter": ["direct", "hierarchical", "ring"],
         "gather": ["direct"],
         "scatter": ["direct"],
         "all_to_all": ["direct"],
@@ -44,7 +44,10 @@ def test_a_schedule_carries_the_name_it_was_built_by() -> None:
     ("arguments", "message"),
     [
         (("allreduce", "ring", 2), "there is no op 'allreduce'; the ops are: all_reduce, "),
-        (("all_reduce", "tree", 2), "all_reduce has no algorithm 'tree'; it has: one_shot, ring, two_shot"),
+        (
+            ("all_reduce", "tree", 2),
+            "all_reduce has no algorithm 'tree'; it has: hierarchical, one_shot, ring, two_shot",
+        ),
         (("all_reduce", "ring", 0), "the world size is 0"),
         (("broadcast", "direct", 2), "the root of broadcast is None; it must be a rank, 0 to 1"),
         (("broadcast", "direct", 2, 2), "the root of broadcast is 2"),
@@ -105,6 +108,22 @@ def test_what_is_not_an_algorithm_is_refused() -> None:
     algorithms.register("all_gather", "other", reversed_one_shot)
     with pytest.raises(ScheduleError, match=r"was asked for all_gather, .* returned a Schedule of all_reduce"):
         algorithms.build("all_gather", "other", 2)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registered_algorithm_is_told_the_hosts_where_it_asks_and_proved_on_each_layout() -> None:
+    asked = []
+
+    def told(world_size: int, hosts: tuple[int, ...]) -> Schedule:
+        asked.append(hosts)
+        return reversed_one_shot(world_size)
+
+    algorithms.register("all_reduce", "told", told)
+    for hosts in (None, (0, 0, 0), (0, 0, 1), (0, 0, 1)):
+        algorithms.build("all_reduce", "told", 3, hosts=hosts)
+    assert asked == [(0, 0, 0), (0, 0, 1)]
+    with pytest.raises(ScheduleError, match="in the order of the hosts' first ranks"):
+        algorithms.build("all_reduce", "ring", 3, hosts=(1, 0, 0))
 
 
 def test_a_rotation_is_what_every_rank_does_seen_from_itself() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -38,8 +39,8 @@ def at(rank: int, buffer: Buffer, chunk: int = 0) -> Location:
     return Location(rank, buffer, chunk)
 
 
-def build(op: str, algorithm: str, n: int) -> Schedule:
-    return algorithms.build(op, algorithm, n, n // 2 if op in algorithms.ROOTED else None)
+def build(op: str, algorithm: str, n: int, hosts: Sequence[int] | None = None) -> Schedule:
+    return algorithms.build(op, algorithm, n, n // 2 if op in algorithms.ROOTED else None, hosts)
 
 
 def test_what_another_host_reads_is_sent_and_what_it_is_given_is_received() -> None:
@@ -91,7 +92,7 @@ def test_every_algorithm_is_right_on_every_layout_of_hosts(op: str, algorithm: s
     for n in range(2, 9):
         for hosts in layouts(n):
             for root in {0, n // 2, n - 1} if op in algorithms.ROOTED else {None}:
-                prove(algorithms.build(op, algorithm, n, root), hosts)
+                prove(algorithms.build(op, algorithm, n, root, hosts), hosts)
 
 
 @FORMS
@@ -101,7 +102,7 @@ def test_plans_that_cross_hosts_receive_what_is_sent_wait_at_home_and_agree_befo
 ) -> None:
     for n in (2, 3, 5, 8):
         for hosts in layouts(n)[1:]:
-            plans = [compile_plan(build(op, algorithm, n), rank, private, hosts) for rank in range(n)]
+            plans = [compile_plan(build(op, algorithm, n, hosts), rank, private, hosts) for rank in range(n)]
             assert len({plan.plan_hash for plan in plans}) == 1
             sent: Counter[tuple[int, int, int]] = Counter()
             received: Counter[tuple[int, int, int]] = Counter()

@@ -25,7 +25,7 @@ def run_all(
 ) -> None:
     """All ranks' plans, segment after segment, in a random interleaving of their instructions."""
     rng = random.Random(seed)
-    schedule = algorithms.build(op, algorithm, n, root)
+    schedule = algorithms.build(op, algorithm, n, root, memory.hosts)
     plans = [compile_plan(schedule, rank, private, memory.hosts) for rank in range(n)]
     longest = max((len(block) for blocks in memory.blocks.values() for own in blocks for block in own), default=0)
     for sequence, low in enumerate(range(0, max(longest, 1), segment), 1):
