@@ -8,6 +8,7 @@ with `set`, `get`, `add` and `check`.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import secrets
 import socket
@@ -38,6 +39,7 @@ _SCHEMA = {
     "control": int,
     "settings": str,
     "host_id": str,
+    "network": str,
 }
 
 _Answer = TypeVar("_Answer")
@@ -65,6 +67,7 @@ class Hello:
     control: int
     settings: str
     host_id: str
+    network: str
 
     def pack(self) -> str:
         # Stores take text; hexadecimal survives every one of them.
@@ -93,6 +96,13 @@ class Hello:
         return f"{which} (host {self.host[:40]}, pid {self.pid})"
 
 
+@functools.cache
+def network() -> str:
+    """Of this machine since it booted: where equal, abstract sockets reach from process to process."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}/{Path('/proc/self/ns/net').stat().st_ino}"
+
+
 _runtime: _core.Runtime | None = None
 _runtime_pid = 0
 _runtime_lock = threading.Lock()
@@ -107,6 +117,7 @@ def _library_folders() -> list[str]:
 def _stop_background(of: _core.Runtime, pid: int) -> None:
     if pid == os.getpid():  # a forked child has inherited the handler, not the thread
         of.stop_background()
+        of.close_wire()
 
 
 def runtime() -> _core.Runtime:
@@ -181,7 +192,12 @@ class _Rendezvous:
         raise InitError(f"rank {self.rank} cannot set up group '{self.group}': {what}")
 
 
-def _connect(group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int, global_ranks: Sequence[int]) -> None:
+def _connect(
+    group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int, global_ranks: Sequence[int]
+) -> tuple[int, ...]:
+    """Connects with every rank. Returns the host of each, by number."""
+    hellos = {meet.rank: mine}
+    local = [meet.rank]
     for peer in range(world_size):
         if peer == meet.rank:
             continue
@@ -196,19 +212,46 @@ def _connect(group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int
         if hello.settings != mine.settings:
             both = f"here {mine.settings}; on {label} {hello.settings}"
             meet.fail(f"settings differ, and with them the algorithms: {both}")
-        if hello.host_id != mine.host_id:
-            meet.fail(
-                f"{label} has HXCOMM_HOST_ID={hello.host_id!r}, this rank {mine.host_id!r}: not the same host, and "
-                "this version connects the ranks of one host only"
+        hellos[peer] = hello
+        if hello.host_id == mine.host_id:
+            near = group.connect(
+                rank=peer,
+                address=hello.address,
+                nonce=hello.nonce,
+                control_offset=hello.control,
+                label=label,
+                timeout_ms=max(1, min(HANDSHAKE_TIMEOUT_MS, int(1e3 * (meet.deadline - time.monotonic())))),
             )
-        group.connect(
-            rank=peer,
-            address=hello.address,
-            nonce=hello.nonce,
-            control_offset=hello.control,
-            label=label,
-            timeout_ms=max(1, min(HANDSHAKE_TIMEOUT_MS, int(1e3 * (meet.deadline - time.monotonic())))),
-        )
+            if near:
+                local.append(peer)
+            elif hello.network == mine.network:
+                meet.fail(f"{label} has ended: nobody answers at '@{hello.address}'")
+    if len(local) == world_size:
+        return (0,) * world_size
+    return _cross(group, meet, [hellos[rank] for rank in range(world_size)], sorted(local), global_ranks)
+
+
+def _cross(
+    group: _core.Group, meet: _Rendezvous, hellos: Sequence[Hello], local: list[int], global_ranks: Sequence[int]
+) -> tuple[int, ...]:
+    """Connects with the ranks of other hosts."""
+    from hxcomm import places  # it needs pyzmq, which most groups do not
+
+    world_size = len(hellos)
+    labels = [hello.label(rank, global_ranks[rank]) for rank, hello in enumerate(hellos)]
+    process = runtime()
+    address, port = places.open_wire(process)
+    meet.publish(f"place/{meet.rank}", places.Place(local, address.text, port).pack())
+    try:
+        found = [places.Place.unpack(meet.fetch(f"place/{rank}", rank), rank, world_size) for rank in range(world_size)]
+        hosts = places.host_numbers(found)
+    except ValueError as error:
+        meet.fail(str(error))
+    group.cross(hosts=hosts, processes=[hello.nonce for hello in hellos], labels=labels)
+    peers = {rank: (hellos[rank].nonce, found[rank]) for rank in range(world_size) if rank not in local}
+    patience = min(meet.deadline, time.monotonic() + HANDSHAKE_TIMEOUT_MS / 1e3)
+    places.connect(process, address, peers, patience, meet.fail, labels)
+    return hosts
 
 
 def decline(store: Store, *, name: str, rank: int, reason: str) -> None:
@@ -230,12 +273,14 @@ def create_group(
     planner: Planner,
     transfer: Callable[..., Any] | None = None,
     death_of: Callable[[int], str] = lambda rank: "",
+    lay_out: Callable[[tuple[int, ...]], None] = lambda hosts: None,
 ) -> _core.Group:
     """Makes this rank's end of a group; every rank of it must call this. Blocks until all have, at most `timeout_s`.
 
-    `settings` is compared between the ranks (what decides algorithms must be equal). `death_of(rank)` says what ended a
-    rank's process where that is known already, so that nobody waits for it. Raises InitError on every rank when any
-    rank fails.
+    `lay_out(hosts)` tells the planner the host of each rank, by number, before it is first asked. `settings` is
+    compared between the ranks (what decides algorithms must be equal). `death_of(rank)` says what ended a rank's
+    process where that is known already, so that nobody waits for it. Raises InitError on every rank when any rank
+    fails.
     """
     meet = _Rendezvous(store, rank, name, timeout_s, death_of)
     process = runtime()
@@ -247,7 +292,7 @@ def create_group(
     spin_us = environment.SPIN_US.get()
     # A name for messages only: that two ranks share a host is proved by the handshake, or denied by HXCOMM_HOST_ID.
     host, host_id = socket.gethostname(), environment.HOST_ID.get() or ""
-    label = Hello(0, host, os.getpid(), "", b"", 0, "", host_id).label(rank, global_ranks[rank])
+    label = Hello(0, host, os.getpid(), "", b"", 0, "", host_id, "").label(rank, global_ranks[rank])
     group = _core.Group(
         process,
         name=name,
@@ -268,10 +313,11 @@ def create_group(
         group.control_offset,
         settings,
         host_id,
+        network(),
     )
     meet.publish(str(rank), mine.pack())
     try:
-        _connect(group, meet, mine, world_size, global_ranks)
+        lay_out(_connect(group, meet, mine, world_size, global_ranks))
     except BaseException as error:
         meet.publish(f"verdict/{rank}", f"{type(error).__name__}: {error}"[:1000])
         group.leave()

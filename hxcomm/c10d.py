@@ -149,7 +149,7 @@ def _make_process_group(
     member: _Membership, pg_options: Any, death_of: Callable[[int], str] = lambda rank: ""
 ) -> BackendBase:
     from hxcomm import _C, _core, bootstrap, interpreted
-    from hxcomm.select import SEGMENT_BYTES, Layout, Planner
+    from hxcomm.select import Layout, Planner
 
     environment.warn_about_unknown()
     if not isinstance(pg_options, Options):
@@ -157,12 +157,16 @@ def _make_process_group(
             raise TypeError(f"pg_options for hxcomm is hxcomm.Options(...), not {type(pg_options).__name__}")
         pg_options = Options()
     asked = {**environment.ALGO.get(), **pg_options.algorithms}
-    segment_bytes = pg_options.segment_bytes or environment.SEGMENT.get() or SEGMENT_BYTES
+    segment_bytes = pg_options.segment_bytes or environment.SEGMENT.get()
     try:
         planner = Planner(member.rank, Layout(member.world_size), member.name, asked, segment_bytes)
     except ValueError as error:
         bootstrap.decline(member.store, name=member.name, rank=member.rank, reason=str(error))
         raise
+
+    def lay_out(hosts: tuple[int, ...]) -> None:
+        planner.layout = Layout(member.world_size, hosts)
+
     group = bootstrap.create_group(
         member.store,
         name=member.name,
@@ -174,6 +178,7 @@ def _make_process_group(
         planner=planner,
         transfer=interpreted.transfer if environment.EXECUTOR.get() == "python" else None,
         death_of=death_of,
+        lay_out=lay_out,
     )
 
     def shrink(excluded: list[int], shrunk_options: Any) -> BackendBase:

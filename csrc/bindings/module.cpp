@@ -106,24 +106,43 @@ class PythonTransfer final : public TransferHook {
   std::shared_ptr<py::function> function_;
 };
 
+Nonce nonce_from(const std::string& bytes) {
+  Nonce nonce;
+  if (bytes.size() != nonce.size())
+    throw Error(ErrorKind::init, "a process's nonce has 16 bytes, not " + std::to_string(bytes.size()));
+  std::memcpy(nonce.data(), bytes.data(), nonce.size());
+  return nonce;
+}
+
 class PyGroup {
  public:
   PyGroup(std::shared_ptr<Runtime> runtime, GroupConfig config)
       : runtime_(std::move(runtime)),
         group_(std::make_shared<Group>(runtime_->endpoint, runtime_->progress, std::move(config))) {}
 
-  void connect(int rank, const std::string& address, const std::string& nonce, uint64_t control_offset,
+  bool connect(int rank, const std::string& address, const std::string& nonce, uint64_t control_offset,
                const std::string& label, int timeout_ms) {
     if (rank < 0 || rank >= group_->world_size() || rank == group_->rank())
       throw Error(ErrorKind::usage, "connect() takes the rank of a peer, not " + std::to_string(rank));
-    Nonce expected;
-    if (nonce.size() != expected.size())
-      throw Error(ErrorKind::init, "rank " + std::to_string(rank) + " published a nonce of " +
-                                       std::to_string(nonce.size()) + " bytes instead of 16");
-    std::memcpy(expected.data(), nonce.data(), expected.size());
+    const Nonce expected = nonce_from(nonce);
     group_->set_label(rank, label);
     const py::gil_scoped_release nogil;
-    group_->attach(rank, runtime_->endpoint->connect(address, expected, timeout_ms), control_offset);
+    try {
+      group_->attach(rank, runtime_->endpoint->connect(address, expected, timeout_ms), control_offset);
+    } catch (const NobodyThere&) {
+      return false;
+    }
+    return true;
+  }
+
+  void cross(std::vector<int> hosts, const std::vector<std::string>& processes, std::vector<std::string> labels) {
+    const auto n = static_cast<size_t>(group_->world_size());
+    if (hosts.size() != n || processes.size() != n || labels.size() != n || runtime_->endpoint->wire() == nullptr)
+      throw Error(ErrorKind::usage, "cross() takes the host and the process of each rank, after open_wire()");
+    std::vector<Nonce> nonces;
+    for (const std::string& process : processes) nonces.push_back(nonce_from(process));
+    for (size_t r = 0; r < n; ++r) group_->set_label(static_cast<int>(r), std::move(labels[r]));
+    group_->cross(std::move(hosts), std::move(nonces));
   }
 
   void start(py::function planner, py::object transfer) {
@@ -231,7 +250,10 @@ void bind_making(py::class_<PyGroup>& group) {
       .def_property_readonly("control_offset", [](PyGroup& self) { return self.group()->control_offset(); })
       .def_property_readonly("next_sequence", [](PyGroup& self) { return self.group()->next_sequence(); })
       .def("connect", &PyGroup::connect, py::kw_only(), py::arg("rank"), py::arg("address"), py::arg("nonce"),
-           py::arg("control_offset"), py::arg("label"), py::arg("timeout_ms"))
+           py::arg("control_offset"), py::arg("label"), py::arg("timeout_ms"),
+           "Maps the memory of a rank of this host. False where nobody listens at the address.")
+      .def("cross", &PyGroup::cross, py::kw_only(), py::arg("hosts"), py::arg("processes"), py::arg("labels"),
+           "The host of each rank, by number, and its process's nonce: ranks of other hosts are reached by the wire.")
       .def("start", &PyGroup::start, py::kw_only(), py::arg("planner"), py::arg("transfer") = py::none())
       .def("capsule", [](PyGroup& self) {
         return py::capsule(new std::shared_ptr<Group>(self.group()), kGroupCapsule, [](PyObject* capsule) {
@@ -307,9 +329,72 @@ void bind_floors(py::class_<PyGroup>& group) {
           py::kw_only(), py::arg("iterations"));
 }
 
+std::array<uint8_t, 32> key_from(const std::string& bytes) {
+  std::array<uint8_t, 32> key{};
+  if (!bytes.empty() && bytes.size() != key.size())
+    throw Error(ErrorKind::usage, "a key has 32 bytes, not " + std::to_string(bytes.size()));
+  std::copy(bytes.begin(), bytes.end(), key.begin());
+  return key;
+}
+
+Wire& wire_of(const Runtime& runtime) {
+  if (Wire* wire = runtime.endpoint->wire(); wire != nullptr) return *wire;
+  throw Error(ErrorKind::usage, "open_wire() has not been called");
+}
+
+void bind_wire(py::class_<Runtime, std::shared_ptr<Runtime>>& runtime) {
+  runtime
+      .def(
+          "open_wire",
+          [](const Runtime& r, const std::string& bind_address, const std::string& mode,
+             const std::string& server_secret, const std::string& server_public, const std::string& client_secret,
+             const std::string& client_public, const std::string& mac_key) {
+            WireSecurity security{};
+            if (mode != "none" && mode != "curve" && mode != "mac")
+              throw Error(ErrorKind::usage, "the security of connections is none, curve or mac, not " + mode);
+            security.mode = mode == "curve" ? WireSecurity::Mode::curve
+                            : mode == "mac" ? WireSecurity::Mode::mac
+                                            : WireSecurity::Mode::none;
+            security.server_secret = key_from(server_secret);
+            security.server_public = key_from(server_public);
+            security.client_secret = key_from(client_secret);
+            security.client_public = key_from(client_public);
+            security.mac_key = key_from(mac_key);
+            const py::gil_scoped_release nogil;
+            return r.endpoint->open_wire(bind_address, security).address();
+          },
+          py::arg("bind_address"), py::kw_only(), py::arg("mode") = "none", py::arg("server_secret") = py::bytes(),
+          py::arg("server_public") = py::bytes(), py::arg("client_secret") = py::bytes(),
+          py::arg("client_public") = py::bytes(), py::arg("mac_key") = py::bytes(),
+          "Binds a port for ranks of other hosts, once a process, and returns its address.")
+      .def(
+          "connect_wire",
+          [](const Runtime& r, const std::string& process, const std::string& address) {
+            wire_of(r).connect(nonce_from(process), address);
+          },
+          py::arg("process"), py::arg("address"))
+      .def(
+          "is_wired",
+          [](const Runtime& r, const std::string& process) {
+            const py::gil_scoped_release nogil;
+            r.endpoint->pump_wire();
+            return wire_of(r).is_connected(nonce_from(process));
+          },
+          py::arg("process"), "Whether the connection with this process of another host stands.")
+      .def(
+          "wire_trouble",
+          [](const Runtime& r, const std::string& process) { return wire_of(r).trouble_of(nonce_from(process)); },
+          py::arg("process"), "Why it does not, as far as is known.")
+      .def("close_wire", [](const Runtime& r) {
+        const py::gil_scoped_release nogil;
+        r.endpoint->close_wire();
+      });
+}
+
 void bind_runtime(py::module_& m) {
   py::class_<Runtime, std::shared_ptr<Runtime>> runtime(m, "Runtime",
                                                         "This process's shared segment, peers and threads.");
+  bind_wire(runtime);
   runtime
       .def(py::init<size_t, int, size_t>(), py::arg("segment_bytes"), py::arg("chips") = 0,
            py::arg("bytes_per_chip") = 0)

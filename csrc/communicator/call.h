@@ -133,15 +133,15 @@ struct Op {
   std::function<void(const Error*)> on_finish;
 
   // Owned by whoever holds the group's driver lock.
-  enum class Phase : uint8_t { begin, arriving, running };
+  enum class Phase : uint8_t { begin, arriving, agreeing, running };
   Phase phase = Phase::begin;
   uint64_t sequence = 0;        // of the current segment
   uint64_t first_sequence = 0;  // of the first: the one messages name
   int64_t record = -1;          // its number in the flight ring, once it is there
   uint64_t low = 0;             // the window's first element
   uint64_t window = 0;
-  uint64_t longest = 0;  // elements of the longest block on any rank
-  int next_peer = 0;
+  uint64_t longest = 0;   // elements of the longest block on any rank
+  size_t next_local = 0;  // the next rank of this host to look at, as the group lists them
   Execution execution;
 
   bool mapped() const { return choice.plan && !choice.plan->is_private; }

@@ -125,15 +125,14 @@ uint64_t fingerprint(const Op& op, bool with_shape) {
   return hash | 1;
 }
 
-std::string mismatch_table(Control* const* controls, int world_size, uint64_t sequence,
-                           const std::vector<std::string>& labels) {
+std::string mismatch_table(const Descriptors& descriptors, uint64_t sequence, const std::vector<std::string>& labels) {
   std::vector<std::vector<std::string>> rows{
       {"rank", "op", "dtype", "numel", "shape", "reduce op", "root", "device", "algorithm"}};
   bool refused = false;
-  for (int r = 0; r < world_size; ++r) {
-    const Descriptor copy = descriptor_at(*controls[r], world_size, sequence);
+  for (size_t r = 0; r < descriptors.size(); ++r) {
+    const Descriptor copy = *descriptors[r];
     refused = refused || copy.refused != 0;
-    rows.push_back(row(labels[static_cast<size_t>(r)], copy));
+    rows.push_back(row(labels[r], copy));
   }
   const std::string what =
       refused ? "a rank refused its call, so no rank's was carried out" : "the ranks called different collectives";
@@ -146,18 +145,17 @@ std::string mismatch_table(Control* const* controls, int world_size, uint64_t se
 namespace {
 
 // Every rank must share out its contribution in the same way.
-std::string compare_parts(Control* const* controls, int world_size, uint64_t sequence,
-                          const std::vector<std::string>& labels, uint64_t* longest) {
-  const auto part = [&](int rank, int i) {
-    return inputs_at(descriptor_at(*controls[rank], world_size, sequence))[i].count;
-  };
-  for (int i = 0; i < world_size; ++i) {
+std::string compare_parts(const Descriptors& descriptors, uint64_t sequence, const std::vector<std::string>& labels,
+                          uint64_t* longest) {
+  const size_t n = descriptors.size();
+  const auto part = [&](size_t rank, size_t i) { return inputs_at(*descriptors[rank])[i].count; };
+  for (size_t i = 0; i < n; ++i) {
     *longest = std::max(*longest, part(0, i));
-    for (int rank = 1; rank < world_size; ++rank)
+    for (size_t rank = 1; rank < n; ++rank)
       if (part(rank, i) != part(0, i))
         return "the parts of reduce_scatter #" + std::to_string(sequence) + " differ between ranks: input " +
                std::to_string(i) + " has " + std::to_string(part(0, i)) + " elements on " + labels[0] + " and " +
-               std::to_string(part(rank, i)) + " on " + labels[static_cast<size_t>(rank)] +
+               std::to_string(part(rank, i)) + " on " + labels[rank] +
                "; nothing was sent and the group stays usable. The lists of inputs must be alike on every rank.";
   }
   return "";
@@ -165,21 +163,21 @@ std::string compare_parts(Control* const* controls, int world_size, uint64_t seq
 
 }  // namespace
 
-std::string compare_uneven(Control* const* controls, int world_size, uint64_t sequence,
-                           const std::vector<std::string>& labels, uint64_t* longest) {
+std::string compare_uneven(const Descriptors& descriptors, uint64_t sequence, const std::vector<std::string>& labels,
+                           uint64_t* longest) {
   *longest = 0;
-  if (descriptor_at(*controls[0], world_size, sequence).op == static_cast<uint8_t>(OpCode::reduce_scatter))
-    return compare_parts(controls, world_size, sequence, labels, longest);
-  const auto described = [&](int rank) -> Descriptor& { return descriptor_at(*controls[rank], world_size, sequence); };
-  for (int from = 0; from < world_size; ++from)
-    for (int to = 0; to < world_size; ++to) {
-      const uint64_t sent = inputs_at(described(from))[to].count;
-      const uint64_t expected = outputs_at(described(to), world_size)[from].count;
+  if (descriptors[0]->op == static_cast<uint8_t>(OpCode::reduce_scatter))
+    return compare_parts(descriptors, sequence, labels, longest);
+  const size_t n = descriptors.size();
+  for (size_t from = 0; from < n; ++from)
+    for (size_t to = 0; to < n; ++to) {
+      const uint64_t sent = inputs_at(*descriptors[from])[to].count;
+      const uint64_t expected = outputs_at(*descriptors[to], static_cast<int>(n))[from].count;
       *longest = std::max(*longest, sent);
       if (sent != expected)
-        return "the split sizes of all_to_all #" + std::to_string(sequence) +
-               " do not fit together: " + labels[static_cast<size_t>(from)] + " sends " + std::to_string(sent) +
-               " elements to " + labels[static_cast<size_t>(to)] + ", which expects " + std::to_string(expected) +
+        return "the split sizes of all_to_all #" + std::to_string(sequence) + " do not fit together: " + labels[from] +
+               " sends " + std::to_string(sent) + " elements to " + labels[to] + ", which expects " +
+               std::to_string(expected) +
                "; nothing was sent and the group stays usable. input_split_sizes[j] on rank i must equal "
                "output_split_sizes[i] on rank j; so must the sizes of the tensors where lists of them are given.";
     }

@@ -49,7 +49,8 @@ struct alignas(64) Identity {
 };
 
 // What a rank keeps in its segment for one group, in this order: line, abort word, reason, identity, flight ring, two
-// descriptors. hxcomm/inspection.py has the same offsets.
+// descriptors, pair lines, and room for the descriptors of other hosts' ranks, which its host's leader fills in when
+// calls differ. hxcomm/inspection.py has the same offsets.
 struct alignas(64) Control {
   static constexpr size_t kReasonBytes = 512;
   Line line;
@@ -66,7 +67,8 @@ constexpr size_t descriptor_bytes(int world_size) {
   return (sizeof(Descriptor) + 2 * sizeof(Extent) * static_cast<size_t>(world_size) + 63) / 64 * 64;
 }
 constexpr size_t control_bytes(int world_size) {
-  return sizeof(Control) + 2 * descriptor_bytes(world_size) + sizeof(PairLine) * static_cast<size_t>(world_size);
+  return sizeof(Control) + 2 * descriptor_bytes(world_size) +
+         (sizeof(PairLine) + descriptor_bytes(world_size)) * static_cast<size_t>(world_size);
 }
 
 inline Descriptor& descriptor_at(Control& control, int world_size, uint64_t sequence) {
@@ -77,6 +79,10 @@ inline PairLine& pair_line_at(Control& control, int world_size, int peer) {
   std::byte* first = reinterpret_cast<std::byte*>(&control) + sizeof(Control) + 2 * descriptor_bytes(world_size);
   return reinterpret_cast<PairLine*>(first)[peer];
 }
+inline Descriptor& foreign_descriptor_at(Control& control, int world_size, int rank) {
+  std::byte* first = reinterpret_cast<std::byte*>(&pair_line_at(control, world_size, world_size));
+  return *reinterpret_cast<Descriptor*>(first + static_cast<size_t>(rank) * descriptor_bytes(world_size));
+}
 inline Extent* inputs_at(Descriptor& descriptor) { return reinterpret_cast<Extent*>(&descriptor + 1); }
 inline Extent* outputs_at(Descriptor& descriptor, int world_size) { return inputs_at(descriptor) + world_size; }
 
@@ -86,13 +92,15 @@ void write_descriptor(Descriptor& descriptor, const Op& op, int world_size, cons
 // 64 bits over everything that must be equal on every rank. `with_shape` is HXCOMM_CHECK=shape.
 uint64_t fingerprint(const Op& op, bool with_shape);
 
+// What every rank says about an operation, by rank.
+using Descriptors = std::vector<Descriptor*>;
+
 // The text of a MismatchError: a table rank | op | dtype | ... of all ranks, with the refusals quoted.
-std::string mismatch_table(Control* const* controls, int world_size, uint64_t sequence,
-                           const std::vector<std::string>& labels);
+std::string mismatch_table(const Descriptors& descriptors, uint64_t sequence, const std::vector<std::string>& labels);
 
 // Checks the counts of an uneven all_to_all or reduce_scatter of all ranks against each other. Returns "" and the
 // largest count, or the text of the mismatch.
-std::string compare_uneven(Control* const* controls, int world_size, uint64_t sequence,
-                           const std::vector<std::string>& labels, uint64_t* longest);
+std::string compare_uneven(const Descriptors& descriptors, uint64_t sequence, const std::vector<std::string>& labels,
+                           uint64_t* longest);
 
 }  // namespace hxcomm

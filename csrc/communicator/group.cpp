@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <thread>
 
 #include "core/checks.h"
@@ -18,6 +19,9 @@ namespace {
 // Counted in forked children: what the parent made is gone there, mappings (MADV_DONTFORK) and threads alike.
 std::atomic<int> forks{0};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+
+// How long a rank that leaves waits for the verdict on calls that it has refused.
+constexpr int64_t kLastVerdictNs = 1'000'000'000;
 
 int usable_cores() {
   cpu_set_t set;
@@ -54,6 +58,8 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
   inputs_.resize(n);
   outputs_.resize(n);
   config_.labels.resize(n);
+  local_.resize(n);
+  std::iota(local_.begin(), local_.end(), 0);
   next_sequence_.store(config_.first_sequence);
 
   forks_at_birth_ = forks.load();
@@ -89,6 +95,7 @@ Group::~Group() {
   leave();
   if (forked()) return;
   progress_->remove(this);
+  if (crossing_) endpoint_->wire()->unsubscribe(config_.nonce);
   // A peer may be in the middle of the last operation and read our scratch: it is done with us when it has left too.
   std::vector<Endpoint::Range> ranges{{control_offset_, control_bytes(config_.world_size)}};
   for (const Slot& slot : slots_)
@@ -109,6 +116,27 @@ void Group::attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset
   controls_[r] = reinterpret_cast<Control*>(segments_[r] + control_offset);
   lines_[r] = &controls_[r]->line;
   peers_[r] = std::move(peer);
+}
+
+void Group::cross(std::vector<int> hosts, std::vector<Nonce> processes) {
+  const size_t page = control_bytes(config_.world_size);
+  local_.clear();
+  for (int r = 0; r < config_.world_size; ++r) {
+    const auto i = static_cast<size_t>(r);
+    if (hosts[i] == hosts[static_cast<size_t>(config_.rank)]) {
+      local_.push_back(r);
+      continue;
+    }
+    // Only this process writes to it: whether that rank has left, and why it ended the group.
+    mirrors_.push_back(std::make_unique<std::byte[]>(page + alignof(Control)));
+    void* room = mirrors_.back().get();
+    size_t space = page + alignof(Control);
+    controls_[i] = new (std::align(alignof(Control), page, room, space)) Control{};
+    lines_[i] = &controls_[i]->line;
+    lines_[i]->join(config_.nonce);
+  }
+  crossing_ = std::make_shared<Crossing>(*this, endpoint_, std::move(hosts), std::move(processes));
+  endpoint_->wire()->subscribe(config_.nonce, crossing_);
 }
 
 void Group::start(Planner planner, std::shared_ptr<TransferHook> hook) {
@@ -133,16 +161,16 @@ void Group::on_death(const Peer& peer) {
 
 void Group::abort(AbortCause cause, int subject, const std::string& reason) {
   if (forked()) return;
+  // The other causes' texts name this rank or the one that failed.
+  const std::string text =
+      cause == AbortCause::called ? config_.labels[static_cast<size_t>(config_.rank)] + ": " + reason : reason;
+  const uint64_t word = abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
   {
     std::lock_guard lock(abort_mutex_);
     if (own().abort.is_set()) return;
-    // The other causes' texts name this rank or the one that failed.
-    const std::string text =
-        cause == AbortCause::called ? config_.labels[static_cast<size_t>(config_.rank)] + ": " + reason : reason;
     const size_t n = std::min(text.size(), Control::kReasonBytes - 1);
     std::memcpy(own().reason, text.data(), n);
     own().reason[n] = '\0';
-    const uint64_t word = abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
     // Our own word first: if a peer's abort got here before ours, that one is the cause that all will name.
     if (!own().abort.set(word)) return;
     failpoint(Failpoint::abort);
@@ -152,6 +180,24 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
     }
   }
   ring_sleepers();
+  endpoint_->ring_own_doorbell();
+  // Without the lock: whoever pumps the wire holds the wire's, and may be in end_by().
+  if (crossing_) crossing_->tell_abort(word, text);
+}
+
+void Group::end_by(int rank, uint64_t word, std::string_view reason) {
+  const auto cause = abort_cause(word);
+  if (forked() || abort_origin(word) != static_cast<uint32_t>(rank) || cause == AbortCause::none ||
+      cause >= AbortCause::left)
+    return;
+  {
+    std::lock_guard lock(abort_mutex_);
+    if (own().abort.is_set()) return;
+    char* text = control(rank).reason;
+    text[reason.copy(text, Control::kReasonBytes - 1)] = '\0';
+    own().abort.set(word);
+  }
+  Doorbell::fence_after_publishing();
   endpoint_->ring_own_doorbell();
 }
 
@@ -189,6 +235,7 @@ std::function<bool()> Group::all_left() const {
 void Group::leave() {
   if (left_.exchange(true)) return;
   if (forked()) return;  // the mapping and the threads are the parent's; its locks may be held forever here
+  if (crossing_) await_verdicts();
   endpoint_->unsubscribe(death_token_);
   failpoint(Failpoint::leave);
   endpoint_->segment().strike(control_offset_);
@@ -207,11 +254,30 @@ void Group::leave() {
     own().line.leave();
     ring_sleepers();
   }
+  if (crossing_) crossing_->leave();
   complete(finished);
+}
+
+// A refused call still tells the other hosts. Who left before it has would be taken for the cause of their error.
+void Group::await_verdicts() {
+  const int64_t latest = now_ns() + kLastVerdictNs;
+  const auto refused = [this] {
+    std::lock_guard lock(queue_mutex_);
+    return !queue_.empty() && !queue_.front()->refusal.empty();
+  };
+  while (refused() && !own().abort.is_set() && now_ns() < latest) {
+    const uint32_t doorbell = endpoint_->announce_sleep();
+    if (!try_advance(true) && refused()) endpoint_->sleep(doorbell, kLastVerdictNs / 100);
+    endpoint_->withdraw_sleep();
+  }
 }
 
 std::string Group::death_of(int rank) const {
   const auto& peer = peers_[static_cast<size_t>(rank)];
+  if (crossing_ && crossing_->is_remote(rank)) {
+    const std::string loss = crossing_->loss_of(rank);
+    return loss.empty() ? "" : config_.labels[static_cast<size_t>(rank)] + " " + loss;
+  }
   if (!peer || !peer->dead.load(std::memory_order_acquire)) return "";
   return config_.labels[static_cast<size_t>(rank)] + " " + peer->death;
 }
@@ -268,9 +334,9 @@ Choice Group::choose(const Call& call) {
   // Without the lock: the planner is Python and takes the GIL.
   Choice choice = planner_(key);
   if (!choice.plan || choice.plan->world_size != config_.world_size || choice.plan->rank != config_.rank ||
-      choice.plan->is_private == mapped)
+      choice.plan->is_private == mapped || choice.plan->crosses != (crossing_ != nullptr))
     throw Error(ErrorKind::usage, std::string("the selector gave ") + op_name(call.op) +
-                                      " a plan that is not for this rank, world size and " +
+                                      " a plan that is not for this rank, world size, these hosts and " +
                                       (mapped ? "mapped" : "private") + " memory");
   if (reduces(call.op) && call.reduce_op == ReduceOp::premul_sum && choice.plan->moves_contributions)
     throw Error(ErrorKind::usage, std::string(op_name(call.op)) + ": algorithm '" + choice.plan->algorithm +

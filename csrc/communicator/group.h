@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "communicator/call.h"
+#include "communicator/crossing.h"
 #include "communicator/descriptor.h"
 #include "communicator/point_to_point.h"
 #include "communicator/progress.h"
@@ -43,6 +44,9 @@ class Group : public std::enable_shared_from_this<Group> {
   uint64_t control_offset() const { return control_offset_; }
   // Every peer must be attached before the first operation. Throws Error{init} when the offset is out of range.
   void attach(int rank, std::shared_ptr<Peer> peer, uint64_t control_offset);
+  // Instead of attach(), for the ranks of other hosts; after it, before the first operation. By rank, the number of its
+  // host and its process, to which the endpoint's wire is connected or will be.
+  void cross(std::vector<int> hosts, std::vector<Nonce> processes);
   void set_label(int rank, std::string label) { config_.labels[static_cast<size_t>(rank)] = std::move(label); }
   void start(Planner planner, std::shared_ptr<TransferHook> hook);
 
@@ -79,6 +83,7 @@ class Group : public std::enable_shared_from_this<Group> {
   bool try_advance(bool look_at_clock);
 
  private:
+  friend class Crossing;
   friend class Floor;
   friend class PointToPoint;
   enum class Step { moved, blocked, finished };
@@ -94,25 +99,37 @@ class Group : public std::enable_shared_from_this<Group> {
   Step begin(Op& op);
   Step arrive(Op& op);
   Step judge(Op& op);
+  Step agree(Op& op);
+  Step enter(Op& op);
+  void compare_counts(Op& op);
+  void look_abroad(Op& op);
   void bind_peers(Op& op);
+  Descriptors descriptors(uint64_t sequence) const;
+  // A rank of another host has ended the group.
+  void end_by(int rank, uint64_t word, std::string_view reason);
   void pass_on_abort();
   std::function<bool()> all_left() const;
+  void await_verdicts();
   Step run(Op& op);
   void end(Op& op, std::unique_ptr<Error> error);
   struct Awaited {
     int peer = 0;
-    uint64_t value = 0;  // that the peer's progress must reach
+    uint64_t value = 0;      // that the peer's progress must reach
+    bool from_afar = false;  // instead, something from another host: of the peer, or (own rank) of several
   };
   Awaited awaited_by(const Op& op) const;  // what an op that is blocked waits for
   void check_failures(Op& op, bool look_at_clock);
   bool try_lock(std::mutex& mutex);
   bool spin();
+  bool spin_abroad(const Awaited& awaited);
   bool drive(const Op& op);
   void complete(Finished& finished);
   std::unique_ptr<Error> failure(const Op* op) const;
   std::string dump(const std::string& why) const;
   std::string reason_of(uint64_t word) const;
   std::string waiting_for(const Op& op) const;
+  std::string waiting_abroad_for(const Op& op, const Awaited& awaited) const;
+  int left_by(const Op& op);
   void publish(uint64_t value);
   void ring_sleepers();
   void ensure_scratch(uint64_t sequence, size_t nbytes);
@@ -133,6 +150,9 @@ class Group : public std::enable_shared_from_this<Group> {
   std::vector<Line*> lines_;
   std::vector<std::byte*> segments_;  // base of each rank's segment
   std::vector<size_t> segment_bytes_;
+  std::vector<int> local_;                             // the ranks of this host, this one among them
+  std::vector<std::unique_ptr<std::byte[]>> mirrors_;  // what stands for the control pages of ranks of other hosts
+  std::shared_ptr<Crossing> crossing_;                 // null where there are none
   std::shared_ptr<TransferHook> hook_;
   uint64_t death_token_ = 0;
   int forks_at_birth_ = 0;

@@ -21,8 +21,10 @@ constexpr uint64_t kWholeBlock = uint64_t{1} << 44;
 uint64_t window_for(const Op& op) {
   const Plan& plan = *op.choice.plan;
   const DType dtype = op.call.dtype;
-  // Windows are for what is staged: where peers reach the tensors themselves, all of it is one.
-  uint64_t window = op.mapped() ? kWholeBlock : std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
+  // Windows are for what is staged or sent: where peers reach the tensors themselves, all of it is one.
+  uint64_t window =
+      op.mapped() && !plan.crosses ? kWholeBlock : std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
+  if (plan.crosses) window = std::min<uint64_t>(window, kMaxMessageBytes / accumulation_size(dtype));
   // Unequal counts are not known everywhere yet, so the window must not depend on them.
   if (!op.call.uneven) window = std::min(window, op.call.count);
   while (window > 64 && plan.scratch_chunks > 0 &&
@@ -64,11 +66,11 @@ Group::Step Group::begin(Op& op) {
   if (kChecked && own().abort.is_set()) throw *failure(&op);
   if (flush_before_ != 0) {
     // After a refused call this rank has not waited for anyone; it may not run two operations ahead.
-    for (; op.next_peer < config_.world_size; ++op.next_peer)
-      if (!control(op.next_peer).line.has_reached(progress_value(flush_before_, 1))) return Step::blocked;
+    for (; op.next_local < local_.size(); ++op.next_local)
+      if (!control(local_[op.next_local]).line.has_reached(progress_value(flush_before_, 1))) return Step::blocked;
     flush_before_ = 0;
   }
-  op.next_peer = 0;
+  op.next_local = 0;
   const bool first = op.first_sequence == 0;
   const auto me = static_cast<size_t>(config_.rank);
   if (first && op.refusal.empty()) {
@@ -89,7 +91,13 @@ Group::Step Group::begin(Op& op) {
   if (!op.refusal.empty()) {
     write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size, segments_[me]);
     own().line.set_fingerprint(sequence, fingerprint(op, false));
+    if (crossing_) crossing_->begin(op);
     publish(progress_value(sequence, 1));
+    // Where there are other hosts, it takes part in their verdict, though nobody here waits for it.
+    if (crossing_) {
+      op.phase = Op::Phase::arriving;
+      return Step::moved;
+    }
     flush_before_ = sequence;
     return Step::finished;
   }
@@ -108,12 +116,14 @@ Group::Step Group::begin(Op& op) {
   binding.scratch_stride = stride;
   binding.sequence = sequence;
   binding.lines = lines_.data();
+  binding.messages = crossing_.get();
   op.execution.start(binding, hook_.get());
   op.execution.run([] {});  // stages; plans cannot publish or wait before ENTER
   if (kChecked && first) {
     write_descriptor(descriptor_at(own(), config_.world_size, sequence), op, config_.world_size, segments_[me]);
     own().line.set_fingerprint(sequence, fingerprint(op, config_.compare_shapes));
   }
+  if (crossing_) crossing_->begin(op);
   failpoint(Failpoint::staged);
   publish(progress_value(sequence, 1));
   own().flight.set_state(static_cast<uint64_t>(op.record), FlightState::arrived);
@@ -124,26 +134,64 @@ Group::Step Group::begin(Op& op) {
 
 Group::Step Group::arrive(Op& op) {
   const uint64_t arrival = progress_value(op.sequence, 1);
-  for (; op.next_peer < config_.world_size; ++op.next_peer)
-    if (!control(op.next_peer).line.has_reached(arrival)) return Step::blocked;
+  for (; op.next_local < local_.size(); ++op.next_local)
+    if (!control(local_[op.next_local]).line.has_reached(arrival)) return Step::blocked;
   return judge(op);
 }
 
 Group::Step Group::judge(Op& op) {
-  const int n = config_.world_size;
-  if (kChecked && op.sequence == op.first_sequence) {
-    const uint64_t mine = own().line.fingerprint_of(op.sequence);
-    for (int r = 0; r < n; ++r)
-      if (control(r).line.fingerprint_of(op.sequence) != mine)
-        throw Error(ErrorKind::mismatch, mismatch_table(controls_.data(), n, op.sequence, config_.labels));
-    if (op.call.uneven) {
-      // Every rank reads every rank's counts, so all reach the same verdict without asking each other again.
-      const std::string text = compare_uneven(controls_.data(), n, op.sequence, config_.labels, &op.longest);
-      if (!text.empty()) throw Error(ErrorKind::mismatch, text);
-    }
+  if (!kChecked || op.sequence != op.first_sequence) return enter(op);
+  const uint64_t mine = own().line.fingerprint_of(op.sequence);
+  const bool alike = std::all_of(local_.begin(), local_.end(),
+                                 [&](int r) { return control(r).line.fingerprint_of(op.sequence) == mine; });
+  if (crossing_) {
+    if (crossing_->leads()) crossing_->announce(op, alike ? mine : 0);
+    // The counts of an uneven call lie in the descriptors of the other hosts' ranks, too.
+    if (alike && mine != 0 && !op.call.uneven) return enter(op);
+    op.phase = Op::Phase::agreeing;
+    return Step::moved;
   }
+  if (!alike) throw Error(ErrorKind::mismatch, mismatch_table(descriptors(op.sequence), op.sequence, config_.labels));
+  // Every rank reads every rank's counts, so all reach the same verdict without asking each other again.
+  if (op.call.uneven) compare_counts(op);
+  return enter(op);
+}
+
+// The verdict of all hosts, where this rank cannot begin without it: the ranks here differ, or it must know the counts
+// of all.
+Group::Step Group::agree(Op& op) {
+  look_abroad(op);
+  if (crossing_->verdict(op) == Crossing::Verdict::pending) return Step::blocked;
+  if (!op.refusal.empty()) return Step::finished;
+  compare_counts(op);
+  return enter(op);
+}
+
+// Throws where the hosts have found that their ranks call different operations.
+void Group::look_abroad(Op& op) {
+  if (crossing_->verdict(op) != Crossing::Verdict::differ || !op.refusal.empty() || crossing_->lends()) return;
+  throw Error(ErrorKind::mismatch, mismatch_table(descriptors(op.first_sequence), op.first_sequence, config_.labels));
+}
+
+void Group::compare_counts(Op& op) {
+  const std::string text =
+      compare_uneven(descriptors(op.first_sequence), op.first_sequence, config_.labels, &op.longest);
+  if (!text.empty()) throw Error(ErrorKind::mismatch, text);
+}
+
+Descriptors Group::descriptors(uint64_t sequence) const {
+  const int n = config_.world_size;
+  Descriptors all;
+  for (int r = 0; r < n; ++r)
+    all.push_back(crossing_ && crossing_->is_remote(r) ? &foreign_descriptor_at(control(crossing_->leader()), n, r)
+                                                       : &descriptor_at(control(r), n, sequence));
+  return all;
+}
+
+// Everybody here makes the same call: from now on this rank touches its peers' memory.
+Group::Step Group::enter(Op& op) {
   const size_t needed = static_cast<size_t>(op.choice.plan->scratch_chunks) * op.execution.binding().scratch_stride;
-  for (int r = 0; r < n; ++r) {
+  for (const int r : local_) {
     if (r == config_.rank) continue;
     const auto i = static_cast<size_t>(r);
     const uint64_t offset = control(r).line.scratch_offset_of(op.sequence);
@@ -166,8 +214,9 @@ void Group::bind_peers(Op& op) {
   const auto n = static_cast<size_t>(config_.world_size);
   const Plan& plan = *op.choice.plan;
   peer_blocks_.resize(2 * n * n);
-  for (size_t r = 0; r < n; ++r) {
-    if (static_cast<int>(r) == config_.rank) continue;
+  for (const int local : local_) {
+    const auto r = static_cast<size_t>(local);
+    if (local == config_.rank) continue;
     Descriptor& described = descriptor_at(control(static_cast<int>(r)), config_.world_size, op.first_sequence);
     const auto bind = [&](const Extent* from, size_t published, int32_t needed, Block* to) {
       if (published < static_cast<size_t>(needed))
@@ -193,12 +242,13 @@ void Group::bind_peers(Op& op) {
 
 Group::Step Group::run(Op& op) {
   if (op.execution.run([this] { ring_sleepers(); }) == Execution::Status::blocked) return Step::blocked;
+  if (crossing_ && !crossing_->all_sent()) return Step::blocked;
   // Peers store into this rank's tensors: one that failed in the middle has set the word before it told its user.
   if (op.mapped() && own().abort.is_set()) throw *failure(&op);
   op.low += op.window;
   if (op.low >= op.longest) return Step::finished;
   op.phase = Op::Phase::begin;
-  op.next_peer = 0;
+  op.next_local = 0;
   return Step::moved;
 }
 
@@ -208,6 +258,8 @@ Group::Step Group::step(Op& op) {
       return begin(op);
     case Op::Phase::arriving:
       return arrive(op);
+    case Op::Phase::agreeing:
+      return agree(op);
     default:
       return run(op);
   }
@@ -228,6 +280,7 @@ void Group::end(Op& op, std::unique_ptr<Error> error) {
     statistic.time_ns.fetch_add(now - std::max(op.posted_ns, last_end_ns_), std::memory_order_relaxed);
   }
   last_end_ns_ = now;
+  if (crossing_ && op.first_sequence > 0) crossing_->finish(op, error != nullptr);
   if (op.record < 0) op.record = static_cast<int64_t>(own().flight.open(op));
   own().flight.close(static_cast<uint64_t>(op.record), !error && op.refusal.empty(), now);
   failpoint(Failpoint::ended);
@@ -237,6 +290,7 @@ void Group::end(Op& op, std::unique_ptr<Error> error) {
 
 bool Group::advance(Finished* finished, bool look_at_clock) {
   bool moved = false;
+  if (crossing_) endpoint_->pump_wire();
   for (;;) {
     std::shared_ptr<Op> op;
     {
@@ -246,9 +300,11 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
     }
     std::unique_ptr<Error> error;
     try {
+      if (crossing_) crossing_->absorb();
       Step outcome;
       while ((outcome = step(*op)) == Step::moved) moved = true;
       if (outcome == Step::blocked) {
+        if (crossing_ && op->phase >= Op::Phase::agreeing) look_abroad(*op);
         check_failures(*op, look_at_clock);
         return moved;
       }

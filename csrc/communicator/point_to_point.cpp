@@ -1,6 +1,7 @@
 #include "communicator/point_to_point.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
@@ -55,7 +56,10 @@ void PointToPoint::report_refused(int peer, const Op& op, Finished* finished) {
                                        ") only reports that: it was not begun and may be made again.");
 }
 
+bool PointToPoint::is_remote(int peer) const { return group_.crossing_ && group_.crossing_->is_remote(peer); }
+
 void PointToPoint::ring(int peer) {
+  if (is_remote(peer)) return;
   Doorbell::fence_after_publishing();
   group_.peers_[static_cast<size_t>(peer)]->ring_if_asleep();
 }
@@ -99,6 +103,7 @@ bool PointToPoint::advance(Finished* finished, bool look_at_clock) {
       moved = true;
       ring(peer);
     }
+    if (n_pending_ > 0 && group_.crossing_) group_.crossing_->check_losses();
     if (n_pending_ > 0 && look_at_clock) check_failures();
   } catch (const std::exception& error) {  // out of memory, too: this may be the background thread
     group_.abort(AbortCause::called, group_.rank(), error.what());
@@ -108,7 +113,26 @@ bool PointToPoint::advance(Finished* finished, bool look_at_clock) {
   return moved || finished->size() > before;
 }
 
+bool PointToPoint::drain_from_afar(int peer, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  const std::string& sender = group_.config_.labels[static_cast<size_t>(peer)];
+  std::deque<Payload> frames = group_.crossing_->take_packets(peer);
+  if (frames.empty()) return false;
+  if (!afar_) afar_ = std::make_unique<Packet>();
+  for (const Payload& frame : frames) {
+    constexpr size_t kHeaderBytes = offsetof(Packet, payload);
+    if (frame.size() < kHeaderBytes || frame.size() > sizeof(Packet)) throw corrupt(sender, "a packet of a wrong size");
+    std::memcpy(afar_.get(), frame.data(), frame.size());  // it may lie anywhere in the buffer it was received in
+    if (afar_->payload_bytes != frame.size() - kHeaderBytes) throw corrupt(sender, "a packet of a wrong size");
+    ++channel.consumed;
+    take(peer, *afar_, afar_->payload_bytes, finished);
+  }
+  group_.crossing_->acknowledge_packets(peer, channel.consumed);
+  return true;
+}
+
 bool PointToPoint::drain(int peer, Finished* finished) {
+  if (is_remote(peer)) return drain_from_afar(peer, finished);
   Channel& channel = channels_[static_cast<size_t>(peer)];
   const auto p = static_cast<size_t>(peer);
   PairLine& theirs = group_.pair_line(peer, group_.rank());
@@ -198,7 +222,7 @@ void PointToPoint::take_message(int peer, const Packet& packet, uint32_t payload
       (!announced && message.count * item_size(message.dtype) != payload_bytes))
     throw corrupt(sender, "a message whose size is not its count times its dtype");
   if (!announced) message.payload.assign(packet.payload, packet.payload + payload_bytes);
-  if (announced && message.device == DeviceKind::hx) {
+  if (announced && message.device == DeviceKind::hx && !is_remote(peer)) {
     const size_t segment = group_.segment_bytes_[p];
     if (offset > segment || message.count > (segment - offset) / item_size(message.dtype))
       throw corrupt(sender, "a tensor that lies outside its segment");
@@ -309,6 +333,7 @@ void PointToPoint::send_to_self(Finished* finished) {
 bool PointToPoint::pump(int peer, Finished* finished) {
   Channel& channel = channels_[static_cast<size_t>(peer)];
   if (channel.replies.empty() && channel.sends.empty() && channel.streams.empty()) return false;
+  if (is_remote(peer)) return pump_afar(peer, finished);
   PairLine& mine = group_.pair_line(group_.rank(), peer);
   if (channel.ring_offset == 0) {
     channel.ring_offset = group_.endpoint_->segment().allocate(kRingBytes);
@@ -323,6 +348,19 @@ bool PointToPoint::pump(int peer, Finished* finished) {
     mine.publish_produced(++channel.produced);
     moved = true;
   }
+}
+
+bool PointToPoint::pump_afar(int peer, Finished* finished) {
+  Channel& channel = channels_[static_cast<size_t>(peer)];
+  if (!afar_) afar_ = std::make_unique<Packet>();
+  bool moved = false;
+  while (channel.produced - group_.crossing_->acknowledged_packets(peer) < kRingPackets) {
+    if (!put_next(peer, *afar_, finished)) return moved;
+    group_.crossing_->send_packet(peer, *afar_);
+    ++channel.produced;
+    moved = true;
+  }
+  return moved;
 }
 
 bool PointToPoint::put_next(int peer, Packet& packet, Finished* finished) {
@@ -433,6 +471,7 @@ bool PointToPoint::waits_in_vain(const Op& op) const {
   const auto gone = [this](int peer) {
     // Membership before the ring: a rank has put all it sent into its ring before it leaves.
     const bool left = !group_.control(peer).line.is_member(group_.config_.nonce);
+    if (is_remote(peer)) return left && !group_.crossing_->has_packets(peer);
     const uint64_t produced = group_.pair_line(peer, group_.rank()).packets_produced();
     return left && produced == channels_[static_cast<size_t>(peer)].consumed;
   };

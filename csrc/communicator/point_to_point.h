@@ -1,4 +1,5 @@
 // Messages between two ranks of a group: send, recv, tags, any source. They never touch the collective sequence.
+// Packets of ranks of one host travel in rings in shared memory, those of other hosts as frames, as many at a time.
 //
 // A small message is sent eagerly: it is copied into the ring to its receiver, and the send is done. A larger one is
 // announced; the receiver requests it once it has a buffer, and it follows in pieces. One of device hx is not sent at
@@ -93,10 +94,13 @@ class PointToPoint {
   void end_eager(Channel& channel, const OpPointer& send, uint64_t message, Finished* finished);
   void ring(int peer);
   bool drain(int peer, Finished* finished);
+  bool drain_from_afar(int peer, Finished* finished);
+  bool is_remote(int peer) const;
   void take(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished);
   void take_message(int peer, const Packet& packet, uint32_t payload_bytes, Finished* finished);
   void put_reply(Channel& channel, Packet& packet, Finished* finished);
   bool pump(int peer, Finished* finished);
+  bool pump_afar(int peer, Finished* finished);
   bool put_next(int peer, Packet& packet, Finished* finished);
   void send_to_self(Finished* finished);
   void arrive(int source, Message message, Finished* finished);
@@ -115,6 +119,7 @@ class PointToPoint {
   Group& group_;
   mutable std::mutex mutex_;  // guards all below
   std::vector<Channel> channels_;
+  std::unique_ptr<Packet> afar_;   // on its way to or from another host
   std::list<OpPointer> receives_;  // posted and not matched, in order
   int next_source_ = 0;            // where the search for any source begins
   int64_t n_pending_ = 0;          // ops that have not ended, and replies that are not in a ring yet

@@ -15,6 +15,9 @@ namespace {
 // A sleeper looks at signals, deadlines and departed peers this often; everything else rings the doorbell.
 constexpr int64_t kLookUpNs = 100'000'000;
 
+// How often a rank looks for something from another host before it sleeps.
+constexpr int kLooksAbroad = 50;
+
 std::string seconds(int64_t ns) {
   char text[32];
   std::snprintf(text, sizeof(text), "%.3g s", static_cast<double>(ns) * 1e-9);
@@ -26,19 +29,32 @@ std::string seconds(int64_t ns) {
 Group::Awaited Group::awaited_by(const Op& op) const {
   switch (op.phase) {
     case Op::Phase::begin:
-      return {op.next_peer, progress_value(flush_before_, 1)};
+      return {local_[op.next_local], progress_value(flush_before_, 1)};
     case Op::Phase::arriving:
-      return {op.next_peer, progress_value(op.sequence, 1)};
+      return {local_[op.next_local], progress_value(op.sequence, 1)};
+    case Op::Phase::agreeing:
+      return {crossing_->leader(), op.first_sequence, /*from_afar=*/true};
     default:
+      break;
+  }
+  switch (op.execution.blocked_at()) {
+    case Instruction::Code::wait:
       return {op.execution.blocked_on_peer(), op.execution.blocked_on_value()};
+    case Instruction::Code::receive:
+      return {op.execution.blocked_on_peer(), 0, /*from_afar=*/true};
+    case Instruction::Code::agree:
+      return {crossing_->leader(), op.first_sequence, /*from_afar=*/true};
+    default:  // until what was sent has left
+      return {config_.rank, 0, /*from_afar=*/true};
   }
 }
 
 std::string Group::waiting_for(const Op& op) const {
   const Awaited awaited = awaited_by(op);
+  if (awaited.from_afar) return waiting_abroad_for(op, awaited);
   const bool running = op.phase == Op::Phase::running;
   std::string text;
-  for (int r = 0; r < config_.world_size; ++r) {
+  for (const int r : local_) {
     const uint64_t progress = control(r).line.reached();
     if (r == config_.rank || progress >= awaited.value || (running && r != awaited.peer)) continue;
     const uint64_t at = progress >> kRoundBits;
@@ -49,13 +65,23 @@ std::string Group::waiting_for(const Op& op) const {
   return text.empty() ? "no rank" : text;
 }
 
+std::string Group::waiting_abroad_for(const Op& op, const Awaited& awaited) const {
+  const auto label = [this](int rank) { return config_.labels[static_cast<size_t>(rank)]; };
+  std::string text;
+  for (const int r : crossing_->needed_by(op))
+    text += (text.empty() ? "" : ", ") + label(r) +
+            (awaited.peer == config_.rank ? " (which takes nothing)" : " (its host has not called it)");
+  if (!text.empty()) return text;
+  if (awaited.peer == config_.rank) return "what it has sent to leave";
+  if (crossing_->is_remote(awaited.peer)) return label(awaited.peer) + " (its message has not come)";
+  return label(awaited.peer) + " (which has not heard of all other hosts)";
+}
+
 void Group::check_failures(Op& op, bool look_at_clock) {
   if (!kChecked) return;
+  if (crossing_) crossing_->check_losses();
   if (!own().abort.is_set() && look_at_clock) {
-    const auto [peer, value] = awaited_by(op);
-    // Membership before progress: a rank publishes all it owes before it leaves.
-    const Line& line = control(peer).line;
-    if (!line.is_member(config_.nonce) && !line.has_reached(value))
+    if (const int peer = left_by(op); peer >= 0)
       abort(AbortCause::peer_left, peer,
             config_.labels[static_cast<size_t>(peer)] + " has left the group (it destroyed it or ended)");
     else if (now_ns() > op.deadline_ns)
@@ -67,7 +93,39 @@ void Group::check_failures(Op& op, bool look_at_clock) {
   if (own().abort.is_set()) throw *failure(&op);
 }
 
-// Polls the head's flag with the driver lock held. True when it is worth advancing again.
+// The rank that the operation still needs and that has left the group; -1: none.
+int Group::left_by(const Op& op) {
+  const Awaited awaited = awaited_by(op);
+  // Membership before progress: a rank publishes all it owes before it leaves.
+  const auto has_left = [this](int rank) { return !control(rank).line.is_member(config_.nonce); };
+  if (!crossing_ || op.phase < Op::Phase::agreeing)
+    return has_left(awaited.peer) && !control(awaited.peer).line.has_reached(awaited.value) ? awaited.peer : -1;
+
+  // Until the hosts agree, the verdict is what it waits for: a rank that has raised MismatchError may have left since.
+  std::vector<int> needed = crossing_->needed_by(op);
+  needed.push_back(awaited.peer);
+  needed.push_back(crossing_->leader());
+  std::erase_if(needed, [&](int rank) { return !has_left(rank); });
+  if (needed.empty()) return -1;
+  endpoint_->pump_wire();
+  crossing_->absorb();
+  const Crossing::Verdict verdict = crossing_->verdict(op);
+  if (verdict == Crossing::Verdict::differ) return -1;
+  std::vector<int> still = crossing_->needed_by(op);
+  if (verdict == Crossing::Verdict::pending) still.push_back(crossing_->leader());
+  if (verdict == Crossing::Verdict::agreed && op.phase == Op::Phase::running) {
+    const Instruction::Code at = op.execution.blocked_at();
+    const bool in_vain = at == Instruction::Code::receive
+                             ? crossing_->arrived(op.execution.blocked_on_message()) == nullptr
+                             : at == Instruction::Code::wait && !control(awaited.peer).line.has_reached(awaited.value);
+    if (in_vain) still.push_back(awaited.peer);
+  }
+  for (const int rank : needed)
+    if (rank != config_.rank && std::find(still.begin(), still.end(), rank) != still.end()) return rank;
+  return -1;
+}
+
+// Polls what the head waits for, with the driver lock held. True when it is worth advancing again.
 bool Group::spin() {
   Awaited awaited;
   {
@@ -75,6 +133,7 @@ bool Group::spin() {
     if (queue_.empty()) return false;
     awaited = awaited_by(*queue_.front());
   }
+  if (crossing_) return spin_abroad(awaited);
   const Line& line = control(awaited.peer).line;
   const AbortLine& abort_line = own().abort;
   for (int i = 0; i < spin_pauses_ + spin_yields_; ++i) {
@@ -87,10 +146,24 @@ bool Group::spin() {
   return false;
 }
 
+// A look at the wire is a system call, and what it waits for must be received by another thread of this process: so it
+// yields instead of pausing.
+bool Group::spin_abroad(const Awaited& awaited) {
+  const Line& line = control(awaited.peer).line;
+  for (int i = 0; i < kLooksAbroad; ++i) {
+    if (endpoint_->pump_wire() || own().abort.is_set()) return true;
+    if (awaited.from_afar ? line.has_verdict(awaited.value) && awaited.value > 0 : line.has_reached(awaited.value))
+      return true;
+    sched_yield();
+  }
+  return false;
+}
+
 // Moves messages for as long as a rank spins. True when the send or recv has ended.
 bool Group::drive(const Op& op) {
   for (int i = 0; i < spin_pauses_ / 8 + spin_yields_; ++i) {
     Finished finished;
+    if (crossing_) endpoint_->pump_wire();
     if (point_to_point_.advance(&finished, /*look_at_clock=*/false)) i = 0;
     complete(finished);
     if (op.finished.load(std::memory_order_acquire)) return true;

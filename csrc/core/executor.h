@@ -22,6 +22,23 @@ struct Block {
   uint64_t count = 0;  // elements
 };
 
+// What a plan's messages to and from other hosts travel in. The executor knows no transport; whoever runs it gives it
+// this. Numbers are those of the plan: of the message among all that its receiver gets.
+class Messages {
+ public:
+  virtual ~Messages() = default;
+  // The payload of a message to this rank; null until it has arrived.
+  virtual const std::byte* arrived(uint32_t number) = 0;
+  // Memory for one payload, whole until the next call; what send() sends, to one rank or several.
+  virtual std::byte* outgoing(size_t nbytes) = 0;
+  virtual void send(int peer, uint32_t number) = 0;
+  // Sends memory of this rank without a copy where that pays; false: use outgoing(). It may be written to again once
+  // nothing is lent.
+  virtual bool lend(int peer, uint32_t number, const std::byte* data, size_t nbytes) = 0;
+  virtual bool lends() = 0;
+  virtual bool agreed() = 0;  // all hosts make this very call; throws where they do not
+};
+
 // Where one plan finds its memory for one operation (one segment of a long one).
 struct Binding {
   const Plan* plan = nullptr;
@@ -36,7 +53,9 @@ struct Binding {
   std::byte* const* scratch = nullptr;  // [world_size] base of each rank's scratch, valid for peers from ENTER on
   size_t scratch_stride = 0;            // bytes from one scratch chunk to the next
   uint64_t sequence = 0;
-  Line* const* lines = nullptr;  // [world_size]
+  Line* const* lines = nullptr;   // [world_size]
+  Messages* messages = nullptr;   // where the plan crosses hosts
+  std::byte* outgoing = nullptr;  // what the transfer that is running stores messages to
 };
 
 // Bytes from one scratch chunk to the next for a window of `window` elements: the largest chunk, in the accumulation
@@ -78,10 +97,19 @@ class Execution {
   uint64_t blocked_on_value() const {
     return progress_value(binding_.sequence, uint64_t{binding_.plan->instructions[at_].round} + 1);
   }
+  Instruction::Code blocked_at() const { return binding_.plan->instructions[at_].code; }
+  uint32_t blocked_on_message() const { return binding_.plan->instructions[at_].number; }
   const Binding& binding() const { return binding_; }
 
  private:
   void transfer(const Instruction& instruction);
+  void compute(const Instruction& instruction, uint64_t count) const;
+  bool send_in_place(const Instruction& instruction, uint64_t count);
+  const Operand* destinations_of(const Instruction& instruction) const {
+    return &binding_.plan->operands[instruction.first_operand + instruction.n_sources];
+  }
+  // Memory that is lent may not be overwritten, by this rank or by one that learns that it was read.
+  bool must_keep_lent() const { return binding_.messages != nullptr && binding_.messages->lends(); }
 
   Binding binding_;
   TransferHook* hook_ = nullptr;
@@ -94,13 +122,21 @@ Execution::Status Execution::run(Published&& published) {
     const Instruction& in = binding_.plan->instructions[at_];
     switch (in.code) {
       case Instruction::Code::transfer:
+        if (in.stores && must_keep_lent()) return Status::blocked;
         transfer(in);
         failpoint(Failpoint::transfer);
         break;
       case Instruction::Code::wait:
         if (!binding_.lines[in.peer]->has_reached(blocked_on_value())) return Status::blocked;
         break;
+      case Instruction::Code::receive:
+        if (binding_.messages->arrived(in.number) == nullptr) return Status::blocked;
+        break;
+      case Instruction::Code::agree:
+        if (!binding_.messages->agreed()) return Status::blocked;
+        break;
       case Instruction::Code::publish:
+        if (must_keep_lent()) return Status::blocked;
         binding_.lines[binding_.plan->rank]->publish(progress_value(binding_.sequence, uint64_t{in.round} + 1));
         published();
         failpoint(Failpoint::published);

@@ -43,6 +43,8 @@ struct alignas(64) BasicLine {
   Atomic<uint64_t> fingerprint[2];     // by parity of the sequence; written by its rank before the arrival
   Atomic<uint64_t> scratch_offset[2];  // where this rank's scratch lies in its segment; as fingerprint
   Atomic<uint64_t> membership;         // the group's nonce while the rank is a member, 0 once it has left
+  // Of its host's leader, where there are other hosts: sequence * 2 + whether all of them agreed on that operation.
+  Atomic<uint64_t> verdict;
 
   // Hands over all that this rank has written so far, and takes back what its peers were given to read: they are done
   // with everything that the value says is finished.
@@ -62,6 +64,14 @@ struct alignas(64) BasicLine {
   uint64_t scratch_offset_of(uint64_t sequence) const {
     return scratch_offset[sequence & 1].load(std::memory_order_relaxed);
   }
+
+  // Hands over what this rank has learnt of other hosts' calls. One word suffices: all ranks of the host have arrived
+  // at this operation, so none looks for the verdict on an earlier one any more.
+  void publish_verdict(uint64_t sequence, bool agreed) {
+    verdict.store(sequence * 2 + (agreed ? 1 : 0), std::memory_order_release);
+  }
+  bool has_verdict(uint64_t sequence) const { return verdict.load(std::memory_order_acquire) >= sequence * 2; }
+  bool agreed() const { return (verdict.load(std::memory_order_relaxed) & 1) != 0; }
 
   // Before anybody is told where the line lies.
   void join(uint64_t nonce) { membership.store(nonce, std::memory_order_relaxed); }
@@ -144,10 +154,12 @@ struct alignas(64) SegmentHeader {
   uint32_t version;
   int32_t pid;
   uint8_t nonce[16];
+  // Its threads sleep on descriptors, because they wait for other hosts, too: a ring is a write to its bell as well.
+  std::atomic<uint32_t> sleeps_on_descriptors;
   Doorbell doorbell;
 };
 
 constexpr uint64_t kSegmentMagic = 0x314D4F4343585848ull;  // "HXXCCOM1"
-constexpr uint32_t kProtocolVersion = 3;
+constexpr uint32_t kProtocolVersion = 4;
 
 }  // namespace hxcomm

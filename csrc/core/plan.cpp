@@ -46,27 +46,31 @@ class Reader {
 
 int32_t chunks_of(const Plan& plan, BufferKind buffer) {
   if (buffer == BufferKind::scratch) return plan.scratch_chunks;
+  if (buffer == BufferKind::message) return plan.messages;
   const Layout& layout = buffer == BufferKind::input ? plan.input : plan.output;
   return layout.blocks * layout.pieces;
 }
 
 void note_block(Plan& plan, int32_t rank, BufferKind buffer, int32_t chunk) {
-  if (buffer == BufferKind::scratch) return;
+  if (buffer == BufferKind::scratch || buffer == BufferKind::message) return;
   const bool input = buffer == BufferKind::input;
   int32_t& blocks = (input ? plan.input_blocks : plan.output_blocks)[static_cast<size_t>(rank)];
   blocks = std::max(blocks, chunk / (input ? plan.input : plan.output).pieces + 1);
 }
 
-Operand read_operand(Reader& reader, Plan& plan) {
+Operand read_operand(Reader& reader, Plan& plan, bool source) {
   Operand operand{};
   operand.rank = reader.next_in(0, plan.world_size - 1, "a location's rank");
-  operand.buffer = static_cast<BufferKind>(reader.next_in(0, 2, "a location's buffer"));
+  operand.buffer = static_cast<BufferKind>(reader.next_in(0, plan.crosses ? 3 : 2, "a location's buffer"));
   operand.chunk = reader.next_in(0, chunks_of(plan, operand.buffer) - 1, "a location's chunk");
   operand.mark = static_cast<Mark>(reader.next_in(0, 2, "a location's mark"));
-  if (plan.is_private && operand.rank != plan.rank && operand.buffer != BufferKind::scratch)
+  const bool message = operand.buffer == BufferKind::message;
+  if (message && (operand.rank == plan.rank) != source)
+    reader.fail("a rank reads the messages that it receives, and stores to those that it sends");
+  if (plan.is_private && operand.rank != plan.rank && operand.buffer != BufferKind::scratch && !message)
     reader.fail("a private plan may touch only the scratch of other ranks");
-  if (operand.mark == Mark::partial && (operand.buffer != BufferKind::scratch || !plan.partials))
-    reader.fail("a partial result may only lie in scratch, and the header must say so");
+  if (operand.mark == Mark::partial && ((operand.buffer != BufferKind::scratch && !message) || !plan.partials))
+    reader.fail("a partial result may only lie in scratch or a message, and the header must say so");
   note_block(plan, operand.rank, operand.buffer, operand.chunk);
   return operand;
 }
@@ -82,11 +86,14 @@ Instruction read_transfer(Reader& reader, Plan& plan) {
   in.n_sources = static_cast<uint16_t>(reader.next_in(1, in.reduce ? kMaxOperands : 1, "the number of sources"));
   in.n_destinations = static_cast<uint16_t>(reader.next_in(1, kMaxOperands, "the number of destinations"));
   in.first_operand = static_cast<uint32_t>(plan.operands.size());
-  for (int i = 0; i < in.n_sources + in.n_destinations; ++i) plan.operands.push_back(read_operand(reader, plan));
+  for (int i = 0; i < in.n_sources + in.n_destinations; ++i)
+    plan.operands.push_back(read_operand(reader, plan, i < in.n_sources));
   const auto* operands = &plan.operands[in.first_operand];
-  if (!in.reduce && operands[0].mark == Mark::fresh)
-    plan.moves_contributions |= std::any_of(operands + 1, operands + 1 + in.n_destinations,
-                                            [](const Operand& to) { return to.buffer != BufferKind::scratch; });
+  for (const Operand* to = operands + in.n_sources; to != operands + in.n_sources + in.n_destinations; ++to) {
+    in.sends |= to->buffer == BufferKind::message;
+    in.stores |= to->buffer == BufferKind::input || to->buffer == BufferKind::output;
+  }
+  if (!in.reduce && operands[0].mark == Mark::fresh) plan.moves_contributions |= in.stores;
   return in;
 }
 
@@ -111,22 +118,28 @@ Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorit
     if (int64_t{layout->blocks} * layout->pieces > INT32_MAX) header.fail("more than 2^31 chunks");
   }
   plan.scratch_chunks = header.next_in(0, INT32_MAX, "the number of scratch chunks");
-  const int32_t flags = header.next_in(0, 15, "the flags");
+  const int32_t flags = header.next_in(0, 31, "the flags");
   plan.in_place = (flags & 1) != 0;
   plan.is_private = (flags & 2) != 0;
   plan.partials = (flags & 8) != 0;
+  plan.crosses = (flags & 16) != 0;
+  for (int word = 11; word < 15; ++word) header.next();
+  plan.messages = header.next_in(0, plan.crosses ? 1 << 24 : 0, "the number of messages");
 
   Reader reader(plan.words, kHeaderWords, plan.algorithm);
-  bool entered = false;
+  bool entered = false, agreed = false;
   for (;;) {
     Instruction in{};
-    switch (reader.next_in(0, 4, "an instruction's code")) {
+    switch (reader.next_in(0, plan.crosses ? 6 : 4, "an instruction's code")) {
       case 0:
         if (!entered) reader.fail("ends before ENTER");
+        if (plan.crosses && !agreed) reader.fail("ends before AGREE, though it crosses hosts");
         plan.instructions.push_back(in);
         return plan;
       case 1:
         in = read_transfer(reader, plan);
+        if (in.sends && !entered) reader.fail("sends a message before ENTER");
+        if (in.stores && plan.crosses && !agreed) reader.fail("stores to an input or output before AGREE");
         break;
       case 2:
         if (entered) reader.fail("a second ENTER");
@@ -138,6 +151,17 @@ Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorit
         in.code = Instruction::Code::wait;
         in.peer = reader.next_in(0, plan.world_size - 1, "a wait's peer");
         in.round = static_cast<uint32_t>(reader.next_in(1, rounds - 1, "a wait's round"));
+        break;
+      case 5:
+        if (!entered) reader.fail("a RECEIVE before ENTER");
+        in.code = Instruction::Code::receive;
+        in.peer = reader.next_in(0, plan.world_size - 1, "a message's sender");
+        in.number = static_cast<uint32_t>(reader.next_in(0, plan.messages - 1, "a message's number"));
+        break;
+      case 6:
+        if (!entered || agreed) reader.fail("an AGREE before ENTER, or a second one");
+        agreed = true;
+        in.code = Instruction::Code::agree;
         break;
       default:
         if (!entered) reader.fail("a PUBLISH before ENTER");

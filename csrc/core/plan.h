@@ -8,7 +8,7 @@
 
 namespace hxcomm {
 
-enum class BufferKind : uint8_t { input = 0, output = 1, scratch = 2 };
+enum class BufferKind : uint8_t { input = 0, output = 1, scratch = 2, message = 3 };
 enum class Mark : uint8_t { fresh = 0, partial = 1, final_ = 2 };
 
 struct Operand {
@@ -19,14 +19,17 @@ struct Operand {
 };
 
 struct Instruction {
-  enum class Code : uint8_t { end = 0, transfer = 1, enter = 2, wait = 3, publish = 4 };
+  enum class Code : uint8_t { end = 0, transfer = 1, enter = 2, wait = 3, publish = 4, receive = 5, agree = 6 };
   Code code;
   bool reduce = false;
   bool final = false;
+  bool sends = false;   // transfer: some destination is a message to a rank of another host
+  bool stores = false;  // transfer: some destination is an input or output
   BufferKind count_buffer = BufferKind::input;
   int32_t count_chunk = 0;
-  int32_t peer = 0;            // wait
+  int32_t peer = 0;            // wait, receive
   uint32_t round = 0;          // wait, publish
+  uint32_t number = 0;         // receive: of the message, among all that this rank receives
   uint32_t first_operand = 0;  // transfer: sources, then destinations, in Plan::operands
   uint16_t n_sources = 0;
   uint16_t n_destinations = 0;
@@ -47,8 +50,10 @@ struct Plan {
   // where the plan is private.
   std::vector<int32_t> input_blocks, output_blocks;
   int32_t scratch_chunks = 0;
+  int32_t messages = 0;  // the most that any rank receives from other hosts
   bool in_place = false;
   bool is_private = false;           // peers touch nothing but this rank's scratch
+  bool crosses = false;              // some ranks are on other hosts: messages, and one AGREE
   bool partials = false;             // some scratch chunk holds the accumulation type
   bool moves_contributions = false;  // copies a contribution to an output or input, where it cannot lie multiplied
   uint64_t hash = 0;

@@ -85,7 +85,8 @@ void each_header_word_is_refused_by_its_index() {
   refused(with(5, -1), 5, "the number of blocks is -1");
   refused(with(6, 0), 6, "the number of pieces is 0");
   refused(with(9, -1), 9, "the number of scratch chunks is -1");
-  refused(with(10, 16), 10, "the flags is 16");
+  refused(with(10, 32), 10, "the flags is 32");
+  refused(with(15, 1), 15, "the number of messages is 1, allowed are 0 to 0");  // it does not cross hosts
   Words many = with(5, 1 << 20);
   many[6] = 1 << 20;
   refused(many, 6, "more than 2^31 chunks");
@@ -115,9 +116,37 @@ void each_word_of_an_instruction_is_refused_by_its_index() {
 void a_plan_cut_short_is_refused_where_it_ends() {
   const Words whole = staged_all_reduce(0);
   for (size_t length = 0; length < whole.size(); ++length)
-    // The header's last five words are not read, so a plan cut there misses the first instruction.
-    refused(Words(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)),
-            length > 10 && length < kStageWord ? kStageWord : length, "ends in the middle of an instruction");
+    refused(Words(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)), length,
+            "ends in the middle of an instruction");
+}
+
+// Of two ranks on two hosts, broadcast from rank 0: it sends its input, rank 1 stores what it receives.
+Words across_hosts(int32_t rank) {
+  Words words{0x48585031, 2, 2, rank, 2, 1, 1, 1, 1, 0, 1 | 2 | 16, 0, 16, 0, 1, 1};
+  const Words body = rank == 0 ? Words{2, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 3, 0, 0, 6, 0}
+                               : Words{2, 5, 0, 0, 6, 1, 0, 0, 1, 0, 1, 1, 1, 3, 0, 0, 1, 1, 0, 0, 0};
+  words.insert(words.end(), body.begin(), body.end());
+  return words;
+}
+
+Words across_hosts(int32_t rank, size_t word, int32_t value) {
+  Words words = across_hosts(rank);
+  words[word] = value;
+  return words;
+}
+
+void a_plan_across_hosts_sends_receives_and_agrees_once() {
+  const Plan sender = Plan::decode(across_hosts(0), 7, "mine");
+  expect(sender.crosses && sender.messages == 1, "one message across hosts");
+  expect(sender.instructions[1].sends && !sender.instructions[1].stores, "a transfer that sends");
+  const Plan receiver = Plan::decode(across_hosts(1), 7, "mine");
+  expect(receiver.instructions[1].code == Code::receive && receiver.instructions[1].peer == 0, "a receive from rank 0");
+  expect(receiver.instructions[2].code == Code::agree, "all hosts agree before anything is stored");
+  refused(across_hosts(1, 18, 2), 18, "a message's sender is 2");
+  refused(across_hosts(1, 19, 1), 19, "a message's number is 1, allowed are 0 to 0");
+  refused(across_hosts(1, 20, 2), 20, "a second ENTER");
+  refused(across_hosts(0, 28, 0), 31, "a rank reads the messages that it receives, and stores to those that it sends");
+  refused(across_hosts(0, 32, 0), 32, "ends before AGREE, though it crosses hosts");
 }
 
 void a_plan_enters_once_and_before_it_waits_publishes_or_ends() {
@@ -171,6 +200,7 @@ int main() {
       {"each header word is refused by its index", each_header_word_is_refused_by_its_index},
       {"each word of an instruction is refused by its index", each_word_of_an_instruction_is_refused_by_its_index},
       {"a plan cut short is refused where it ends", a_plan_cut_short_is_refused_where_it_ends},
+      {"a plan across hosts sends, receives and agrees once", a_plan_across_hosts_sends_receives_and_agrees_once},
       {"a plan enters once, and before it waits, publishes or ends",
        a_plan_enters_once_and_before_it_waits_publishes_or_ends},
       {"a private plan may not touch a peer's input or output", a_private_plan_may_not_touch_a_peers_input_or_output},

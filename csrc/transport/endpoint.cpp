@@ -1,5 +1,6 @@
 #include "transport/endpoint.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -42,15 +43,29 @@ std::string random_address() {
 
 const uint8_t (&raw(const Nonce& nonce))[16] { return *reinterpret_cast<const uint8_t (*)[16]>(nonce.data()); }
 
+void ring_bell(int bell) {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(bell, &one, sizeof(one));  // full: it rings already
+}
+
+int make_bell() {
+  const int bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (bell < 0) throw Error(ErrorKind::init, std::string("eventfd: ") + std::strerror(errno));
+  return bell;
+}
+
 }  // namespace
 
 Peer::~Peer() {
   if (pidfd >= 0) close(pidfd);
+  if (bell >= 0) close(bell);
 }
 
 void Peer::ring_if_asleep() const {
-  Doorbell& doorbell = mapping->header().doorbell;
-  if (doorbell.has_sleepers()) doorbell.ring();
+  SegmentHeader& header = mapping->header();
+  if (!header.doorbell.has_sleepers()) return;
+  header.doorbell.ring();
+  if (header.sleeps_on_descriptors.load(std::memory_order_relaxed) != 0) ring_bell(bell);
 }
 
 Endpoint::Endpoint(size_t segment_bytes, int chips, size_t bytes_per_chip)
@@ -59,7 +74,8 @@ Endpoint::Endpoint(size_t segment_bytes, int chips, size_t bytes_per_chip)
       segment_(segment_bytes, raw(nonce_), static_cast<size_t>(chips) * bytes_per_chip),
       arenas_(segment_.fd(), segment_.control_bytes(), segment_.base() + segment_.control_bytes(), chips,
               bytes_per_chip),
-      doorman_(address_, nonce_, segment_) {
+      bell_(make_bell()),
+      doorman_(address_, nonce_, segment_, bell_) {
   arenas_.on_shortage([this] { dig(); });
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -85,6 +101,7 @@ Endpoint::~Endpoint() {
   watcher_.join();
   close(epoll_);
   close(stop_event_);
+  close(bell_);
 }
 
 std::shared_ptr<Peer> Endpoint::connect(const std::string& address, const Nonce& nonce, int timeout_ms) {
@@ -99,6 +116,7 @@ std::shared_ptr<Peer> Endpoint::connect(const std::string& address, const Nonce&
   peer->mapping = std::move(introduction.mapping);
   peer->pid = introduction.pid;
   peer->pidfd = introduction.pidfd;
+  peer->bell = introduction.bell;
   std::lock_guard lock(peers_mutex_);
   // Processes that are gone and that no group refers to any more.
   std::erase_if(peers_, [](const auto& p) { return p->dead.load() && p.use_count() == 1; });
@@ -194,11 +212,51 @@ void Endpoint::dig() {
 uint32_t Endpoint::announce_sleep() { return segment_.header().doorbell.announce_sleep(); }
 
 bool Endpoint::sleep(uint32_t doorbell, int64_t timeout_ns) {
-  return futex_wait(segment_.header().doorbell.rings, doorbell, timeout_ns);
+  const Wire* wire = this->wire();
+  if (wire == nullptr) return futex_wait(segment_.header().doorbell.rings, doorbell, timeout_ns);
+  // Who rings after this look writes to the bell, too.
+  if (segment_.header().doorbell.rings.load(std::memory_order_acquire) != doorbell) return true;
+  std::vector<pollfd> descriptors{{bell_, POLLIN, 0}};
+  wire->append_pollfds(&descriptors);
+  const timespec timeout{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
+  return ppoll(descriptors.data(), descriptors.size(), &timeout, nullptr) >= 0 || errno != EINTR;
 }
 
-void Endpoint::withdraw_sleep() { segment_.header().doorbell.withdraw_sleep(); }
+void Endpoint::withdraw_sleep() {
+  Doorbell& doorbell = segment_.header().doorbell;
+  doorbell.withdraw_sleep();
+  // Silenced by the last who slept: another one may not have heard it yet. A ring that is lost to a thread that goes to
+  // sleep in between costs it the time until it looks up again, 100 ms.
+  uint64_t rings;
+  if (wire() != nullptr && !doorbell.has_sleepers()) [[maybe_unused]]
+    const ssize_t got = read(bell_, &rings, sizeof(rings));
+}
 
-void Endpoint::ring_own_doorbell() { segment_.header().doorbell.ring(); }
+void Endpoint::ring_own_doorbell() {
+  segment_.header().doorbell.ring();
+  if (wire() != nullptr) ring_bell(bell_);
+}
+
+Wire& Endpoint::open_wire(const std::string& bind_address, const WireSecurity& security) {
+  const std::lock_guard lock(wire_mutex_);
+  if (!wire_) {
+    wire_ = std::make_unique<Wire>(nonce_, bind_address, security);
+    segment_.header().sleeps_on_descriptors.store(1, std::memory_order_relaxed);
+    has_wire_.store(true, std::memory_order_release);
+  }
+  return *wire_;
+}
+
+void Endpoint::close_wire() {
+  if (Wire* wire = this->wire()) wire->close();
+}
+
+bool Endpoint::pump_wire() {
+  Wire* wire = this->wire();
+  if (wire == nullptr || !wire->pump()) return false;
+  // It may be for another thread, which sleeps and whose descriptors say nothing any more.
+  if (segment_.header().doorbell.has_sleepers()) ring_own_doorbell();
+  return true;
+}
 
 }  // namespace hxcomm

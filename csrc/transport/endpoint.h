@@ -17,6 +17,7 @@
 #include "core/arena.h"
 #include "core/segment.h"
 #include "transport/handshake.h"
+#include "transport/wire.h"
 
 namespace hxcomm {
 
@@ -26,6 +27,7 @@ struct Peer {
   std::unique_ptr<Mapping> mapping;
   int pid = 0;
   int pidfd = -1;
+  int bell = -1;
   std::atomic<bool> dead{false};
   std::string death;  // set before `dead`; "was killed by SIGKILL"
   ~Peer();
@@ -63,9 +65,17 @@ class Endpoint {
   void bury(std::vector<Range> ranges, std::function<bool()> unused, std::function<void()> released = {});
   void dig();
 
+  // Opens this process's connections to other hosts, once. Throws Error{init}.
+  Wire& open_wire(const std::string& bind_address, const WireSecurity& security);
+  Wire* wire() const { return has_wire_.load(std::memory_order_acquire) ? wire_.get() : nullptr; }
+  // At the end of the process: what has been sent leaves first, for at most a second.
+  void close_wire();
+  // Takes what has come from other hosts, if there are any. True where something had.
+  bool pump_wire();
+
   // The doorbell of this process. A thread that is about to sleep: announce, check its conditions, sleep, withdraw.
   uint32_t announce_sleep();
-  bool sleep(uint32_t doorbell, int64_t timeout_ns);  // false: a signal came
+  bool sleep(uint32_t doorbell, int64_t timeout_ns);  // false: a signal came; true also for messages of other hosts
   void withdraw_sleep();
   void ring_own_doorbell();  // as ring_if_asleep(), whether anybody sleeps or not
 
@@ -77,9 +87,13 @@ class Endpoint {
   std::string address_;
   Segment segment_;
   Arenas arenas_;
+  int bell_ = -1;
   Doorman doorman_;
   int epoll_ = -1;
   int stop_event_ = -1;
+  std::mutex wire_mutex_;
+  std::unique_ptr<Wire> wire_;
+  std::atomic<bool> has_wire_{false};
   std::mutex peers_mutex_;
   std::vector<std::shared_ptr<Peer>> peers_;
   std::mutex listeners_mutex_;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -66,27 +67,31 @@ socklen_t abstract_address(const std::string& name, sockaddr_un* address) {
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
 }
 
-void send_reply(int fd, const Reply& reply, int segment_fd) {
+// What a process hands over: its segment, and the bell that wakes it.
+constexpr size_t kHandedOver = 2;
+using Descriptors = std::array<int, kHandedOver>;
+
+void send_reply(int fd, const Reply& reply, const Descriptors* handed_over) {
   iovec iov{const_cast<Reply*>(&reply), sizeof(reply)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(Descriptors))] = {};
   msghdr message{};
   message.msg_iov = &iov;
   message.msg_iovlen = 1;
-  if (segment_fd >= 0) {
+  if (handed_over != nullptr) {
     message.msg_control = control;
     message.msg_controllen = sizeof(control);
     cmsghdr* header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &segment_fd, sizeof(int));
+    header->cmsg_len = CMSG_LEN(sizeof(Descriptors));
+    std::memcpy(CMSG_DATA(header), handed_over->data(), sizeof(Descriptors));
   }
   sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);  // a visitor that hung up is its own problem
 }
 
-ssize_t receive_reply(int fd, Reply* reply, int* segment_fd) {
+ssize_t receive_reply(int fd, Reply* reply, Descriptors* handed_over) {
   iovec iov{reply, sizeof(*reply)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(Descriptors))];
   msghdr message{};
   message.msg_iov = &iov;
   message.msg_iovlen = 1;
@@ -95,8 +100,8 @@ ssize_t receive_reply(int fd, Reply* reply, int* segment_fd) {
   const ssize_t got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
   if (got >= 0)
     for (cmsghdr* h = CMSG_FIRSTHDR(&message); h != nullptr; h = CMSG_NXTHDR(&message, h))
-      if (h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS && h->cmsg_len == CMSG_LEN(sizeof(int)))
-        std::memcpy(segment_fd, CMSG_DATA(h), sizeof(int));
+      if (h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS && h->cmsg_len == CMSG_LEN(sizeof(Descriptors)))
+        std::memcpy(handed_over->data(), CMSG_DATA(h), sizeof(Descriptors));
   return got;
 }
 
@@ -135,9 +140,13 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   sockaddr_un name;
   const socklen_t length = abstract_address(address, &name);
-  if (connect(fd.get(), reinterpret_cast<sockaddr*>(&name), length) != 0)
-    throw fail(std::string("connect: ") + std::strerror(errno) +
-               " (the process has ended, or it runs in another network namespace or on another host)");
+  if (connect(fd.get(), reinterpret_cast<sockaddr*>(&name), length) != 0) {
+    const std::string why = std::string("connect: ") + std::strerror(errno);
+    if (errno != ECONNREFUSED) throw fail(why);
+    throw NobodyThere(
+        ErrorKind::init,
+        fail(why + " (the process has ended, or it runs in another network namespace or on another host)").message());
+  }
   const ucred who = credentials(fd.get());
   if (who.uid != geteuid())
     throw fail("it runs as user " + std::to_string(who.uid) + ", this process as " + std::to_string(geteuid()));
@@ -147,9 +156,10 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   if (send(fd.get(), &request, sizeof(request), MSG_NOSIGNAL) != sizeof(request))
     throw fail(std::string("send: ") + std::strerror(errno));
   Reply reply{};
-  int received = -1;
+  Descriptors received{-1, -1};
   const ssize_t got = receive_reply(fd.get(), &reply, &received);
-  const Descriptor segment(received);
+  const Descriptor segment(received[0]);
+  Descriptor bell(received[1]);
   if (got < 0)
     throw fail(errno == EAGAIN ? "it did not answer within " + std::to_string(timeout_ms) + " ms (is it stopped?)"
                                : std::string("receive: ") + std::strerror(errno));
@@ -157,7 +167,7 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   if (reply.status == 2 || reply.version != kProtocolVersion)
     throw fail("it speaks protocol version " + std::to_string(reply.version) + ", this process " +
                std::to_string(kProtocolVersion) + "; install the same hxcomm on every rank");
-  if (reply.status != 0 || segment.get() < 0) throw fail("it refused the nonce (stale store?)");
+  if (reply.status != 0 || segment.get() < 0 || bell.get() < 0) throw fail("it refused the nonce (stale store?)");
   if (const std::string problem = seal_problem(segment.get(), reply.segment_bytes); !problem.empty())
     throw fail("its segment is refused: " + problem);
 
@@ -170,10 +180,12 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   result.pidfd = open_pidfd(fd.get(), who.pid);
   if (result.pidfd < 0) throw fail(std::string("pidfd_open: ") + std::strerror(errno));
   fcntl(result.pidfd, F_SETFD, FD_CLOEXEC);
+  result.bell = bell.release();
   return result;
 }
 
-Doorman::Doorman(std::string address, const Nonce& nonce, const Segment& segment) : nonce_(nonce), segment_(segment) {
+Doorman::Doorman(std::string address, const Nonce& nonce, const Segment& segment, int bell)
+    : nonce_(nonce), segment_(segment), bell_(bell) {
   listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   sockaddr_un name;
   const socklen_t length = abstract_address(address, &name);
@@ -213,7 +225,8 @@ void Doorman::answer(int visitor) {
     reply.status = 2;
   else if (std::memcmp(request.nonce, nonce_.data(), nonce_.size()) != 0)
     reply.status = 1;
-  send_reply(visitor, reply, reply.status == 0 ? segment_.fd() : -1);
+  const Descriptors handed_over{segment_.fd(), bell_};
+  send_reply(visitor, reply, reply.status == 0 ? &handed_over : nullptr);
 }
 
 std::vector<int> Doorman::dismiss_silent() {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/errors.h"
 #include "core/segment.h"
 
 namespace hxcomm {
@@ -20,17 +21,26 @@ using Nonce = std::array<uint8_t, 16>;
 struct Introduction {
   std::unique_ptr<Mapping> mapping;
   int pid = 0;
-  int pidfd = -1;  // owned by the receiver
+  // Owned by the receiver.
+  int pidfd = -1;
+  int bell = -1;  // an eventfd that wakes the peer's threads where they sleep on descriptors
+};
+
+// Nobody listens at the address: that process is not on this host, or has ended.
+class NobodyThere : public Error {
+ public:
+  using Error::Error;
 };
 
 // Connects to `address` and returns the mapped segment of the process that listens there.
-// Throws Error{init} naming address and cause; takes at most `timeout_ms`.
+// Throws Error{init} naming address and cause, NobodyThere among them; takes at most `timeout_ms`.
 Introduction introduce(const std::string& address, const Nonce& nonce, int timeout_ms);
 
 // The listening side. Driven by the endpoint's watcher thread: never blocks.
 class Doorman {
  public:
-  Doorman(std::string address, const Nonce& nonce, const Segment& segment);
+  // `bell`: handed to visitors with the segment.
+  Doorman(std::string address, const Nonce& nonce, const Segment& segment, int bell);
   ~Doorman();
   int listener() const { return listener_; }
   // Accepts one visitor; returns its descriptor (to be watched for input) or -1 when there is none or it is refused.
@@ -48,6 +58,7 @@ class Doorman {
   int listener_ = -1;
   Nonce nonce_;
   const Segment& segment_;
+  int bell_;
   std::vector<Visitor> visitors_;
 };
 

@@ -135,6 +135,12 @@ void Wire::open_socket(const std::string& bind_address) {
   }
 }
 
+void Wire::close() {
+  const std::lock_guard lock(mutex_);
+  for (auto& [label, link] : links_) link.closed = true;
+  close_all();
+}
+
 void Wire::close_all() {
   if (socket_ != nullptr) {
     // The writing end first: libzmq's thread blocks for ever where it writes an event that nobody will read.
@@ -146,7 +152,9 @@ void Wire::close_all() {
   if (context_ != nullptr)
     while (zmq_.ctx_term(context_) != 0 && errno == EINTR) {
     }
-  if (wakeup_ >= 0) close(wakeup_);
+  socket_ = monitor_ = context_ = nullptr;
+  if (wakeup_ >= 0) ::close(wakeup_);
+  wakeup_ = fd_ = monitor_fd_ = -1;
 }
 
 void Wire::ring() {

@@ -56,6 +56,8 @@ class Wire {
                  std::shared_ptr<std::atomic<int>> lent);
   // The end of our connections is not to be taken for a death.
   void say_goodbye();
+  // As the destructor, for a process that ends while others still hold this: from then on nothing is sent or received.
+  void close();
 
   // Hands out what has arrived: events, then frames. True if there was anything. False at once where another thread
   // is at it, or is sending.

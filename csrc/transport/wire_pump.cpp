@@ -24,7 +24,7 @@ std::string host_of(const std::string& address) { return address.substr(0, addre
 bool Wire::pump() {
   std::vector<std::shared_ptr<FrameHandler>> held;  // a handler's end may call the wire: after the lock
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock) return false;
+  if (!lock || socket_ == nullptr) return false;
   pumped_ns_.store(now_ns(), std::memory_order_relaxed);
   ask_doubtful_links();
   if (!something_is_there()) return false;

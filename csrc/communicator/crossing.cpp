@@ -1,0 +1,437 @@
+#include "communicator/crossing.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "communicator/group.h"
+#include "core/clock.h"
+
+namespace hxcomm {
+namespace {
+
+// A tensor from here on is sent from where it lies: below, a copy costs less than waiting until it has been sent.
+constexpr size_t kLendBytes = 64 << 10;
+
+// A rank that dies is seen by the kernel of its host, which knows how it died, and from here, where only its connection
+// ends. The ranks beside it may tell within this time, before it is given out without a cause.
+constexpr int64_t kWitnessNs = 150'000'000;
+
+// As the kernels' element types ask for; a small payload may lie anywhere in the buffer it was received in.
+constexpr size_t kAlignment = 16;
+
+}  // namespace
+
+Crossing::Crossing(Group& group, std::shared_ptr<Endpoint> endpoint, std::vector<int> hosts,
+                   std::vector<Nonce> processes)
+    : group_(group),
+      endpoint_(std::move(endpoint)),
+      wire_(*endpoint_->wire()),
+      hosts_(std::move(hosts)),
+      me_(static_cast<size_t>(group.rank())) {
+  const auto lowest_of = [this](int host) {
+    return static_cast<int>(std::find(hosts_.begin(), hosts_.end(), host) - hosts_.begin());
+  };
+  leader_ = lowest_of(hosts_[me_]);
+  remotes_.resize(hosts_.size());
+  for (size_t r = 0; r < hosts_.size(); ++r) {
+    if (hosts_[r] == hosts_[me_]) continue;
+    auto remote = std::make_unique<Remote>();
+    remote->process = processes[r];
+    remote->host = hosts_[r];
+    remote->leads = lowest_of(hosts_[r]) == static_cast<int>(r);
+    remotes_[r] = std::move(remote);
+    others_.push_back(static_cast<int>(r));
+  }
+  current_ = group.next_sequence();
+}
+
+int Crossing::rank_of(const Nonce& process) const {
+  for (const int r : others_)
+    if (remote(r).process == process) return r;
+  return -1;
+}
+
+FrameHeader Crossing::header(FrameType type, int peer, uint64_t sequence) const {
+  FrameHeader header{};
+  header.type = type;
+  header.group = group_.config_.nonce;
+  header.sequence = sequence;
+  header.source = static_cast<int32_t>(me_);
+  header.destination = peer;
+  return header;
+}
+
+// What the pumping thread does: sorted by what must be seen at once and what the driver takes in its turn.
+void Crossing::on_frame(const Nonce& from, const FrameHeader& header, Payload&& payload) {
+  const int source = header.source;
+  if (source < 0 || static_cast<size_t>(source) >= hosts_.size() || !is_remote(source) ||
+      remote(source).process != from || header.destination != static_cast<int32_t>(me_))
+    return;  // a process speaks for its own rank only
+  Remote& peer = remote(source);
+  switch (header.type) {
+    case FrameType::packet: {
+      const std::lock_guard lock(mutex_);
+      peer.packets.push_back(std::move(payload));
+      return;
+    }
+    case FrameType::abort:
+      group_.end_by(
+          source, header.aux,
+          {reinterpret_cast<const char*>(payload.data()), std::min(payload.size(), Control::kReasonBytes - 1)});
+      return;
+    case FrameType::left:
+      group_.control(source).line.leave();
+      return;
+    case FrameType::credit:
+      if (header.number == 1) {
+        peer.acknowledged_packets.store(header.aux, std::memory_order_release);
+        return;
+      }
+      break;
+    default:
+      break;
+  }
+  const std::lock_guard lock(mutex_);
+  inbox_.push_back({source, header, std::move(payload)});
+  has_frames_.store(true, std::memory_order_release);
+}
+
+void Crossing::on_lost(const Nonce& process, const std::string& why) {
+  const int rank = rank_of(process);
+  if (rank < 0) return;
+  const std::lock_guard lock(mutex_);
+  remote(rank).loss = why;
+  remote(rank).lost_ns = now_ns();
+  remote(rank).lost.store(true, std::memory_order_release);
+  any_lost_.store(true, std::memory_order_release);
+}
+
+std::string Crossing::loss_of(int rank) const {
+  if (!is_remote(rank) || !remote(rank).lost.load(std::memory_order_acquire)) return "";
+  const std::lock_guard lock(mutex_);
+  return remote(rank).loss;
+}
+
+void Crossing::check_losses() {
+  if (!any_lost_.load(std::memory_order_acquire)) return;
+  for (const int r : others_) {
+    const Remote& peer = remote(r);
+    if (!peer.lost.load(std::memory_order_acquire)) continue;
+    if (!group_.control(r).line.is_member(group_.config_.nonce)) continue;  // nobody's loss
+    const bool has_witness = std::any_of(others_.begin(), others_.end(), [&](int other) {
+      return other != r && remote(other).host == peer.host && !remote(other).lost.load(std::memory_order_acquire);
+    });
+    if (has_witness && now_ns() < peer.lost_ns + kWitnessNs) continue;
+    group_.abort(AbortCause::peer_died, r, group_.config_.labels[static_cast<size_t>(r)] + " " + loss_of(r));
+    return;
+  }
+}
+
+bool Crossing::absorb() {
+  if (!has_frames_.load(std::memory_order_acquire)) {
+    if (queued_ > 0) flush();
+    return false;
+  }
+  std::deque<Frame> frames;
+  {
+    const std::lock_guard lock(mutex_);
+    frames.swap(inbox_);
+    has_frames_.store(false, std::memory_order_relaxed);
+  }
+  for (Frame& frame : frames) take(std::move(frame));
+  give_credits_back();
+  flush();
+  return true;
+}
+
+void Crossing::take(Frame&& frame) {
+  Remote& peer = remote(frame.source);
+  peer.acknowledged = std::max(peer.acknowledged, frame.header.aux);
+  switch (frame.header.type) {
+    case FrameType::message:
+      take_message(std::move(frame));
+      return;
+    case FrameType::verdict:
+      peer.said[frame.header.sequence & 1] = {frame.header.sequence, frame.header.fingerprint};
+      return;
+    case FrameType::descriptors:
+      note_descriptors(frame);
+      return;
+    default:
+      return;
+  }
+}
+
+void Crossing::take_message(Frame&& frame) {
+  Remote& peer = remote(frame.source);
+  const FrameHeader& header = frame.header;
+  if (header.sequence > current_ || (header.sequence == current_ && !running_)) {
+    peer.early.push_back(std::move(frame));
+    return;
+  }
+  ++peer.taken;
+  // Of an operation that has failed, or of another call than this rank's: the verdict will say so.
+  if (header.sequence < current_ || header.fingerprint != fingerprint_) return;
+  if (header.number >= arrivals_.size() || arrivals_[header.number].has_value())
+    throw Error(ErrorKind::aborted, group_.config_.labels[static_cast<size_t>(frame.source)] + " sent message " +
+                                        std::to_string(header.number) + " of an operation that has " +
+                                        std::to_string(arrivals_.size()) + ", or sent it twice");
+  arrivals_[header.number] = std::move(frame.payload);
+}
+
+void Crossing::begin(const Op& op) {
+  const bool first = op.sequence == op.first_sequence;
+  first_ = op.first_sequence;
+  if (first) {
+    fingerprint_ = group_.own().line.fingerprint_of(op.sequence);
+    described_ = false;
+  }
+  current_ = op.sequence;
+  running_ = true;
+  arrivals_.clear();
+  if (op.choice.plan) arrivals_.resize(static_cast<size_t>(op.choice.plan->messages));
+  for (const int r : others_) {
+    std::deque<Frame> frames;
+    frames.swap(remote(r).early);
+    for (Frame& frame : frames) take_message(std::move(frame));
+  }
+  give_credits_back();
+}
+
+void Crossing::finish(const Op& op, bool failed) {
+  running_ = false;
+  current_ = op.sequence + 1;
+  arrivals_.clear();
+  outgoing_.reset();
+  if (!failed || queued_ == 0) return;
+  // Nobody wants what a failed operation has not sent yet.
+  for (const int r : others_) remote(r).queue.clear();
+  queued_ = queued_lent_ = 0;
+}
+
+const std::byte* Crossing::arrived(uint32_t number) {
+  std::optional<Payload>& payload = arrivals_[number];
+  if (!payload) return nullptr;
+  if (reinterpret_cast<uintptr_t>(payload->data()) % kAlignment != 0) {
+    Payload aligned = wire_.make_payload(payload->size());
+    std::memcpy(aligned.data(), payload->data(), payload->size());
+    *payload = std::move(aligned);
+  }
+  return payload->data();
+}
+
+std::byte* Crossing::outgoing(size_t nbytes) {
+  if (nbytes > kMaxMessageBytes)
+    throw Error(ErrorKind::usage, "a message of " + std::to_string(nbytes) + " bytes to another host; at most " +
+                                      std::to_string(kMaxMessageBytes) + " fit in one");
+  outgoing_ = std::make_shared<Payload>(wire_.make_payload(nbytes));
+  return outgoing_->data();
+}
+
+void Crossing::send(int peer, uint32_t number) {
+  // A rank of this host that failed has set this rank's word before its user had its tensors back. What was computed
+  // from them since goes nowhere: the frame would travel on another connection than that rank's word to the receiver.
+  if (group_.own().abort.is_set()) throw *group_.failure(nullptr);
+  FrameHeader header = this->header(FrameType::message, peer, current_);
+  header.fingerprint = fingerprint_;
+  header.number = number;
+  hand_over(peer, header, {{}, outgoing_, nullptr, outgoing_->size()});
+}
+
+bool Crossing::lend(int peer, uint32_t number, const std::byte* data, size_t nbytes) {
+  if (nbytes < kLendBytes) return false;
+  FrameHeader header = this->header(FrameType::message, peer, current_);
+  header.fingerprint = fingerprint_;
+  header.number = number;
+  hand_over(peer, header, {{}, nullptr, data, nbytes});
+  return true;
+}
+
+void Crossing::hand_over(int peer, FrameHeader header, Queued message) {
+  Remote& to = remote(peer);
+  if (!to.queue.empty() || to.sent - to.acknowledged >= kCredits) {
+    message.header = header;
+    queued_lent_ += message.lent != nullptr ? 1 : 0;
+    ++queued_;
+    to.queue.push_back(std::move(message));
+    return;
+  }
+  transmit(to, header, message);
+}
+
+void Crossing::transmit(Remote& to, FrameHeader header, const Queued& message) {
+  ++to.sent;
+  header.aux = to.told = to.taken;
+  // A rank that is lost gets nothing, and check_losses() ends the group.
+  if (message.lent != nullptr)
+    wire_.send_lent(to.process, header, message.lent, message.nbytes, lent_);
+  else
+    wire_.send(to.process, header, *message.payload);
+}
+
+void Crossing::flush() {
+  if (queued_ == 0) return;
+  for (const int r : others_) {
+    Remote& to = remote(r);
+    while (!to.queue.empty() && to.sent - to.acknowledged < kCredits) {
+      transmit(to, to.queue.front().header, to.queue.front());
+      queued_lent_ -= to.queue.front().lent != nullptr ? 1 : 0;
+      --queued_;
+      to.queue.pop_front();
+    }
+  }
+}
+
+void Crossing::give_credits_back() {
+  for (const int r : others_) {
+    Remote& peer = remote(r);
+    if (peer.taken - peer.told < std::max<uint64_t>(kCredits / 2, 1)) continue;
+    FrameHeader header = this->header(FrameType::credit, r, current_);
+    header.aux = peer.told = peer.taken;
+    wire_.send(peer.process, header, nullptr, 0);
+  }
+}
+
+bool Crossing::lends() { return queued_lent_ > 0 || lent_->load(std::memory_order_acquire) > 0; }
+
+bool Crossing::all_sent() { return queued_ == 0 && !lends(); }
+
+void Crossing::announce(const Op& op, uint64_t fingerprint) {
+  // The counts of an uneven call differ by rank and are compared by all, so they go along.
+  if (op.call.uneven || fingerprint == 0) describe(op);
+  for (const int r : others_) {
+    if (!remote(r).leads) continue;
+    FrameHeader header = this->header(FrameType::verdict, r, op.first_sequence);
+    header.fingerprint = fingerprint;
+    header.aux = remote(r).told = remote(r).taken;
+    wire_.send(remote(r).process, header, nullptr, 0);
+  }
+}
+
+void Crossing::describe(const Op& op) {
+  if (described_) return;
+  described_ = true;
+  const int n = group_.world_size();
+  std::vector<std::byte> bytes;
+  for (int r = 0; r < n; ++r) {
+    if (is_remote(r)) continue;
+    const auto* first = reinterpret_cast<const std::byte*>(&descriptor_at(group_.control(r), n, op.first_sequence));
+    bytes.insert(bytes.end(), first, first + descriptor_bytes(n));
+  }
+  for (const int r : others_) {
+    if (!remote(r).leads) continue;
+    wire_.send(remote(r).process, header(FrameType::descriptors, r, op.first_sequence), bytes.data(), bytes.size());
+  }
+}
+
+void Crossing::note_descriptors(const Frame& frame) {
+  Remote& peer = remote(frame.source);
+  const auto ranks = std::count(hosts_.begin(), hosts_.end(), peer.host);
+  if (frame.payload.size() != static_cast<size_t>(ranks) * descriptor_bytes(group_.world_size())) return;
+  const uint64_t parity = frame.header.sequence & 1;
+  const std::byte* first = frame.payload.data();
+  peer.descriptor[parity].assign(first, first + frame.payload.size());
+  peer.described[parity] = frame.header.sequence;
+}
+
+// Puts them where the ranks of this host read them. False where some have not come yet.
+bool Crossing::know_all_descriptors(uint64_t sequence) {
+  const auto is_here = [&](int r) { return !remote(r).leads || remote(r).described[sequence & 1] == sequence; };
+  if (!std::all_of(others_.begin(), others_.end(), is_here)) return false;
+  const int n = group_.world_size();
+  for (const int leader : others_) {
+    if (!remote(leader).leads) continue;
+    size_t at = 0;
+    for (int r = 0; r < n; ++r) {
+      if (hosts_[static_cast<size_t>(r)] != remote(leader).host) continue;
+      std::memcpy(static_cast<void*>(&foreign_descriptor_at(group_.own(), n, r)),
+                  remote(leader).descriptor[sequence & 1].data() + at, descriptor_bytes(n));
+      at += descriptor_bytes(n);
+    }
+  }
+  return true;
+}
+
+Crossing::Verdict Crossing::verdict(const Op& op) {
+  const uint64_t sequence = op.first_sequence;
+  if (agreed_ == sequence) return Verdict::agreed;
+  Line& line = group_.control(leader_).line;
+  if (leads() && !line.has_verdict(sequence)) {
+    const uint64_t mine = op.refusal.empty() ? fingerprint_ : 0;
+    bool alike = mine != 0, all = true;
+    for (int r = 0; r < group_.world_size(); ++r)
+      alike = alike && (is_remote(r) || group_.control(r).line.fingerprint_of(sequence) == mine);
+    for (const int r : others_) {
+      if (!remote(r).leads) continue;
+      const auto& said = remote(r).said[sequence & 1];
+      all = all && said.sequence == sequence;
+      if (said.sequence == sequence && said.fingerprint != mine) alike = false;
+    }
+    if (!alike) describe(op);
+    if (!all || ((!alike || op.call.uneven) && !know_all_descriptors(sequence))) return Verdict::pending;
+    line.publish_verdict(sequence, alike);
+    group_.ring_sleepers();
+  }
+  if (!line.has_verdict(sequence)) return Verdict::pending;
+  if (!line.agreed()) return Verdict::differ;
+  agreed_ = sequence;
+  return Verdict::agreed;
+}
+
+std::vector<int> Crossing::needed_by(const Op& op) const {
+  std::vector<int> needed;
+  const bool waits = leads() && agreed_ != op.first_sequence && op.phase >= Op::Phase::agreeing;
+  for (const int r : others_) {
+    const Remote& peer = remote(r);
+    const uint64_t parity = op.first_sequence & 1;
+    const bool silent = waits && peer.leads &&
+                        (peer.said[parity].sequence != op.first_sequence ||
+                         (described_ && peer.described[parity] != op.first_sequence));
+    if (silent || !peer.queue.empty()) needed.push_back(r);
+  }
+  return needed;
+}
+
+bool Crossing::agreed() { return agreed_ == first_; }
+
+void Crossing::send_packet(int peer, const Packet& packet) {
+  wire_.send(remote(peer).process, header(FrameType::packet, peer, 0), &packet,
+             offsetof(Packet, payload) + packet.payload_bytes);
+}
+
+std::deque<Payload> Crossing::take_packets(int peer) {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(remote(peer).packets, {});
+}
+
+bool Crossing::has_packets(int peer) const {
+  const std::lock_guard lock(mutex_);
+  return !remote(peer).packets.empty();
+}
+
+void Crossing::acknowledge_packets(int peer, uint64_t consumed) {
+  FrameHeader header = this->header(FrameType::credit, peer, 0);
+  header.number = 1;
+  header.aux = consumed;
+  wire_.send(remote(peer).process, header, nullptr, 0);
+}
+
+uint64_t Crossing::acknowledged_packets(int peer) const {
+  return remote(peer).acknowledged_packets.load(std::memory_order_acquire);
+}
+
+void Crossing::tell_abort(uint64_t word, const std::string& reason) {
+  for (const int r : others_) {
+    FrameHeader header = this->header(FrameType::abort, r, 0);
+    header.aux = word;
+    if (group_.control(r).line.is_member(group_.config_.nonce))
+      wire_.send(remote(r).process, header, reason.data(), reason.size());
+  }
+}
+
+void Crossing::leave() {
+  for (const int r : others_) wire_.send(remote(r).process, header(FrameType::left, r, 0), nullptr, 0);
+}
+
+}  // namespace hxcomm
