@@ -8,15 +8,10 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 from typing import Any, TypedDict
 
 from hxcomm import environment
 
-# Where autograd's threads for the chips were started late (csrc/torch/device/autograd.cpp), one may still take the GIL
-# after backward() has returned. Python would end it there while the interpreter shuts down, and the unwinding the
-# process, with SIGABRT: 3 of 6 programs that ended right after it, 0 of 20 with this pause at exit.
-AUTOGRAD_END_S = 0.05
 FALLBACK_MODES = {"run": 0, "warn": 1, "raise": 2}
 
 _pid: int | None = None  # of the process that has made the device
@@ -48,13 +43,18 @@ def init() -> None:
 
         fallback = FALLBACK_MODES[environment.FALLBACK.get()]
         environment.warn_about_unknown()
-        if _C.device_start(bootstrap.runtime().memory()):
-            atexit.register(time.sleep, AUTOGRAD_END_S)
+        _C.device_start(bootstrap.runtime().memory())
+        atexit.register(_finish)
         _C.device_fallback(fallback)
         _pid = os.getpid()
         if _seed_at_start is not None:
             for chip in range(environment.CHIPS.get()):
                 _C.device_generator(chip).manual_seed(_seed_at_start)
+
+
+def _finish() -> None:
+    if is_initialized():  # a forked child has none of the threads
+        extension().device_finish()
 
 
 _lazy_init = init  # the name by which torch calls it

@@ -149,6 +149,21 @@ def test_a_seed_set_before_the_device_is_made_counts() -> None:
     )
 
 
+@pytest.mark.parametrize("before", ["", "torch.ones(3, requires_grad=True).sum().backward()"])
+def test_a_program_may_end_right_after_a_backward(before: str) -> None:
+    # On one core the main thread gets to the end before autograd's: half of such programs ended with SIGABRT.
+    program = (
+        "import os, torch\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        f"{before}\n"
+        "x = torch.ones(3, device='hx', requires_grad=True)\n"
+        "(x * 2).sum().backward()\n"
+        "print(x.grad.tolist())"
+    )
+    for _ in range(4):
+        assert python(program) == "[2.0, 2.0, 2.0]"
+
+
 FORKED = """
 import os, torch
 x = torch.ones(3, device='hx')

@@ -8,18 +8,17 @@
 namespace hxcomm::device {
 namespace {
 
-bool start(const py::capsule& capsule) {
+void start(const py::capsule& capsule) {
   const auto* api = capsule.get_pointer<const MemoryApi>();
   if (std::string(capsule.name()) != kMemoryCapsule || api->version != kMemoryApiVersion)
     throw std::runtime_error("hxcomm._core and hxcomm._C are of different builds; reinstall hxcomm");
   start_memory(*api);
-  const bool started_threads = start_autograd(api->chips);
+  start_autograd(api->chips);
   start_profiler();
   start_operators();
   start_recurrent();
   start_kernels();
   start_autocast();
-  return started_threads;
 }
 
 }  // namespace
@@ -38,8 +37,9 @@ void bind(py::module_& m) {
         prepare_runtime();
       },
       "Registers with torch what makes the device at its first use; once a process, in `import torch`.");
-  m.def("device_start", &start, py::arg("memory"),
-        "Makes the device; once a process. True where threads of autograd had to be started.");
+  m.def("device_start", &start, py::arg("memory"), "Makes the device; once a process.");
+  m.def("device_finish", &finish_autograd, py::call_guard<py::gil_scoped_release>(),
+        "Waits until autograd's threads are done with what they hold of Python; before the interpreter ends.");
   m.def("device_current", &current_chip, "The chip that hx without an index means in this thread.");
   m.def("device_exchange", &exchange_current_chip, py::arg("chip"), "Changes it and returns what it was.");
   m.def(

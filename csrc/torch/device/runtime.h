@@ -4,7 +4,8 @@
 namespace hxcomm::device {
 
 void prepare_runtime();          // in `import torch`
-bool start_autograd(int chips);  // when the device is made; whether it had to start threads
+void start_autograd(int chips);  // when the device is made
+void finish_autograd();          // before Python ends, without the GIL
 void start_profiler();           // the same
 
 }  // namespace hxcomm::device
