@@ -29,6 +29,7 @@ from ranks import GRACE_S, RanksFailedError
 
 HERE = Path(__file__).resolve().parent
 PREFIX = "hxhosts"
+OWN_FILES = Path("/etc/netns")  # what lies here in a namespace's folder, `ip netns exec` puts in the place of /etc's
 FIRST_PORT = 29500  # of torchrun's store: a new namespace uses no port yet
 # Gives the host a name of its own for messages, then becomes the command, with the same pid.
 NAMED = "import os, socket, sys; socket.sethostname(sys.argv[1]); os.execvp(sys.argv[2], sys.argv[2:])"
@@ -69,11 +70,12 @@ def remove(namespace: str) -> None:
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
     system("ip", "netns", "delete", namespace)
+    shutil.rmtree(OWN_FILES / namespace, ignore_errors=True)
 
 
 @dataclass
 class Host:
-    """One host of a Network. Its interface is eth0."""
+    """One host of a Network. Its interface is eth0, and commands on every host resolve its name."""
 
     number: int
     namespace: str
@@ -170,7 +172,10 @@ class Network:
         else:
             system("ip", "-n", middle, "link", "add", "bridge", "type", "bridge")
             system("ip", "-n", middle, "link", "set", "bridge", "up")
+        names = [f"{address} {host.name}\n" for host in self.hosts for address in (host.address, host.address6)]
         for host in self.hosts:
+            (OWN_FILES / host.namespace).mkdir(parents=True)
+            (OWN_FILES / host.namespace / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n" + "".join(names))
             inside = ("ip", "-n", host.namespace)
             if not self.in_user_space:
                 ends = ("type", "veth", "peer", "name", f"port{host.number}", "netns", middle)

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hosts.networks import PREFIX, Host, Network, sweep, system
+from hosts.networks import OWN_FILES, PREFIX, Host, Network, sweep, system
 from hosts.wires import in_namespace
 from ranks import RanksFailedError
 
 HERE = Path(__file__).resolve().parent
-GLOO = {"GLOO_SOCKET_IFNAME": "eth0"}  # else it asks for the address of the host's name
 WAIT_S = 20.0  # for what must happen
 NOTHING_S = 0.5  # for what must not
 
@@ -62,10 +61,11 @@ def test_every_host_reaches_every_other_by_both_versions_of_ip(network: Networks
                     assert receive(there, 4) == b"back"
 
 
-def test_two_hosts_have_names_of_their_own_and_no_sockets_in_common(network: Networks) -> None:
+def test_two_hosts_have_names_that_both_resolve_and_no_sockets_in_common(network: Networks) -> None:
     net = network(2)
-    names = [host.run([sys.executable, "-c", "import socket; print(socket.gethostname())"]) for host in net.hosts]
-    assert names == ["host0\n", "host1\n"]
+    ask = "import socket; print(socket.gethostname(), socket.gethostbyname('host1'))"
+    names = [host.run([sys.executable, "-c", ask]) for host in net.hosts]
+    assert names == ["host0 10.0.0.2\n", "host1 10.0.0.2\n"]
     with in_namespace(net.hosts[0].namespace, lambda: socket.socket(socket.AF_UNIX)) as listening:
         listening.bind("\0a name")
         listening.listen()
@@ -173,6 +173,7 @@ def test_hosts_leave_no_process_and_no_namespace_behind(network: Networks) -> No
     assert select.select([orphan], [], [], WAIT_S)[0] == [orphan]
     os.close(orphan)
     assert net.hosts[0].namespace not in system("ip", "netns", "list")
+    assert not (OWN_FILES / net.hosts[0].namespace).exists()
 
 
 def test_hosts_of_a_test_run_that_was_killed_are_removed_by_the_next(network: Networks) -> None:
@@ -202,7 +203,7 @@ def die_on_rank_2(rank: int, world_size: int) -> None:
 @pytest.mark.ranks
 @pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
 def test_ranks_run_on_their_hosts_and_meet_over_the_network(network: Networks, ipv6: bool) -> None:
-    found = network(2).run_ranks(gloo_sum, (1, 2), backend="gloo", env=GLOO, ipv6=ipv6)
+    found = network(2).run_ranks(gloo_sum, (1, 2), backend="gloo", ipv6=ipv6)
     assert found == [("host0", "0", "1", 6), ("host1", "0", "2", 6), ("host1", "1", "2", 6)]
 
 
@@ -215,7 +216,7 @@ def test_a_rank_on_another_host_may_be_expected_to_die(network: Networks) -> Non
 @pytest.mark.ranks
 def test_torchrun_on_every_host_starts_one_job(network: Networks) -> None:
     net = network(2)
-    printed = net.torchrun(HERE / "sum_of_ranks.py", (1, 2), "gloo", env=GLOO)
+    printed = net.torchrun(HERE / "sum_of_ranks.py", (1, 2), "gloo")
     assert printed == ["0 host0 6\n", "1 host1 6\n", "2 host1 6\n"]
 
 
