@@ -52,6 +52,7 @@ class Faults:
     give_back_at_once: bool = False  # a rank that left gives its memory back while others are still in
     raise_before_telling: bool = False  # mapped plans: the user has the tensors back before all words are set
     no_last_look: bool = False  # mapped plans: an op ends well without a look at the abort word
+    across_hosts: str = ""  # a rule of simulated_crossing.py
 
 
 @dataclass
@@ -64,27 +65,34 @@ class Op:
     outcome: str | None = None
 
 
+Hosts = tuple[int, ...]
+
+
 @cache
-def plan_of(call_key: tuple[str, str, int | None], world_size: int, rank: int, private: bool) -> Plan:
+def plan_of(
+    call_key: tuple[str, str, int | None], world_size: int, rank: int, private: bool, hosts: Hosts | None = None
+) -> Plan:
     op, algorithm, root = call_key
-    return compile_plan(algorithms.build(op, algorithm, world_size, root), rank, private)
+    return compile_plan(algorithms.build(op, algorithm, world_size, root, hosts), rank, private, hosts)
 
 
 @cache
 def instructions_of(
-    call_key: tuple[str, str, int | None], world_size: int, rank: int, private: bool
+    call_key: tuple[str, str, int | None], world_size: int, rank: int, private: bool, hosts: Hosts | None = None
 ) -> list[Instruction]:
-    return plan_of(call_key, world_size, rank, private).instructions()
+    return plan_of(call_key, world_size, rank, private, hosts).instructions()
 
 
 @dataclass
 class Group:
-    """The shared memory of a group. processes[rank]: the process of that rank."""
+    """The shared memory of a group. processes[rank]: the process of that rank. hosts: of the ranks, if several; then
+    only ranks of the same host share anything here."""
 
     processes: Sequence[int]
     private: bool
     first_sequence: int
     faults: Faults = field(default_factory=Faults)
+    hosts: Hosts | None = None
 
     def __post_init__(self) -> None:
         n = self.world_size = len(self.processes)
@@ -96,11 +104,14 @@ class Group:
         self.aborted = [False] * n  # the abort words
         self.membership = [True] * n
         self.given_back = [False] * n
+        # Of leaders of hosts: sequence * 2 + whether all hosts agreed on that op, and what all ranks called there.
+        self.verdict = [-1] * n
+        self.called: list[tuple[int, dict[int, Call]]] = [(-1, {})] * n
 
     def give_back(self, rank: int) -> None:
         """The rank's pages serve somebody else from now on, and nobody of the group may touch them."""
         self.given_back[rank] = True
-        self.progress[rank] = NEW_OWNER
+        self.progress[rank] = self.verdict[rank] = NEW_OWNER
         self.aborted[rank] = False
         for slot in self.scratch[rank]:
             slot[:] = [NEW_OWNER] * SCRATCH_ELEMENTS
@@ -109,7 +120,7 @@ class Group:
         for rank in range(self.world_size):
             if not self.given_back[rank]:
                 continue
-            if self.aborted[rank] or self.progress[rank] != NEW_OWNER:
+            if self.aborted[rank] or self.progress[rank] != NEW_OWNER or self.verdict[rank] != NEW_OWNER:
                 raise WrongError(f"the control page that rank {rank} had given back was written to")
             if any(slot.count(NEW_OWNER) != SCRATCH_ELEMENTS for slot in self.scratch[rank]):
                 raise WrongError(f"the scratch that rank {rank} had given back was written to")
@@ -125,17 +136,17 @@ class Member:
     def __init__(self, group: Group, rank: int) -> None:
         self.group = group
         self.rank = rank
+        self.peers: Sequence[int] = range(group.world_size)  # with whom it shares memory, itself included
         self.sequence = group.first_sequence
         self.flush: int | None = None
         self.queue: deque[Op] = deque()
-        self.left = False
-        self.gone = False
+        self.leaving = self.left = self.gone = False
         self.aborting = 0  # threads of this process that are in abort()
         self.is_moving: Callable[[], bool] = lambda: False  # has it messages that have not ended?
 
     def post(self, step: Step) -> Op:
         op = Op(step, step.calls[self.rank], step.buffers(self.rank))
-        if self.left or (self.group.aborted[self.rank] and not self.group.faults.carry_on):
+        if self.leaving or (self.group.aborted[self.rank] and not self.group.faults.carry_on):
             op.outcome = "ended"
         else:
             self.queue.append(op)
@@ -152,12 +163,12 @@ class Member:
                 outcome = yield from self.execute(op)
             except EndedError:
                 outcome = "ended"
-                if not self.group.private and not self.group.faults.raise_before_telling:
+                if not (self.group.private or op.outcome or self.group.faults.raise_before_telling):
                     # Peers that have not heard of it may still read this op's tensors, and the user is about to have
                     # them back. With private plans they read scratch, which stays until all have left.
                     yield from self.tell()
             self.queue.popleft()
-            op.outcome = outcome
+            op.outcome = op.outcome or outcome
 
     def execute(self, op: Op) -> Generator[Callable[[], bool] | None, None, str]:
         if not self.group.faults.carry_on:
@@ -191,7 +202,7 @@ class Member:
         while low < longest:
             self.sequence += 1
             parity = self.sequence & 1
-            window = _Window(self, plan, call, buffers, low)
+            window = Window(self, plan, call, buffers, low)
             for index, instruction in enumerate(instructions):
                 if isinstance(instruction, TransferInstruction):
                     yield from window.transfer(instruction)
@@ -281,7 +292,7 @@ class Member:
 
     def tell(self) -> Steps:
         """Sets the words of all that are still members."""
-        for peer in range(self.group.world_size):
+        for peer in self.peers:
             yield None
             if peer != self.rank and self.group.membership[peer]:
                 yield None
@@ -289,7 +300,7 @@ class Member:
 
     def leave(self) -> Steps:
         """Takes this rank out of the group. What is pending here ends; peers learn of it when they miss this rank."""
-        self.left = True
+        self.leaving = self.left = True
         yield None
         self.group.aborted[self.rank] = True
         yield lambda: not self.queue and not self.is_moving()
@@ -307,7 +318,7 @@ class Member:
             yield (
                 lambda: (
                     self.aborting == 0
-                    and not any(group.membership[r] and not dead[group.processes[r]] for r in range(group.world_size))
+                    and not any(group.membership[r] and not dead[group.processes[r]] for r in self.peers)
                 )
             )
         yield None
@@ -319,7 +330,7 @@ def _touched(instructions: Sequence[Instruction]) -> set[int]:
     return {operand.rank for each in transfers for operand in (*each.sources, *each.destinations)}
 
 
-class _Window:
+class Window:
     """The memory of one segment of one op, as one rank resolves it."""
 
     def __init__(self, member: Member, plan: Plan, call: Call, buffers: Buffers, low: int) -> None:
@@ -332,10 +343,10 @@ class _Window:
         assert self.header.scratch * self.stride <= SCRATCH_ELEMENTS
 
     def entered(self) -> int:
-        """Takes the peers' descriptors. Elements of the longest block on any rank."""
+        """Takes the peers' descriptors. Elements of the longest block on any of them."""
         group = self.member.group
         longest = 0
-        for peer in range(group.world_size):
+        for peer in self.member.peers:
             descriptor = group.descriptor[peer][self.member.sequence & 1]
             if descriptor is not None:
                 buffers, call = descriptor

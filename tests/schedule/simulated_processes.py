@@ -39,6 +39,7 @@ class Lane:
     steps: Steps
     member: Member | None = None  # the one whose queue it advances
     brief: bool = False  # a handful of steps: taken one at a time, or hardly ever interrupted
+    endless: bool = False  # the run is over when only such are left
     condition: Callable[[], bool] | None = None
 
 
@@ -51,7 +52,11 @@ class World:
         self.n = 1 + max(process for group in groups for process in group.processes)
         self.dead = [False] * self.n
         self.failed = [False] * len(groups)  # something happened that lets ops of the group end in an error
-        self.members = [{process: Member(group, r) for r, process in enumerate(group.processes)} for group in groups]
+        self.priorities = self.n  # how many lanes' owners there are
+        self.members = [
+            {process: self.member_of(number, r) for r, process in enumerate(group.processes)}
+            for number, group in enumerate(groups)
+        ]
         self.waits_for: list[Member | None] = [None] * self.n
         self.returned: list[tuple[int, Blocks]] = []  # process; overwritten by its user, for nobody to touch any more
         self.lanes = [
@@ -62,6 +67,9 @@ class World:
         self.lanes += [Lane(p, f"the user of process {p}", self.user(p, batches)) for p in range(self.n)]
         self.faults = groups[0].faults
 
+    def member_of(self, number: int, rank: int) -> Member:
+        return Member(self.groups[number], rank)
+
     def user(self, process: int, batches: Sequence[Batch]) -> Steps:
         last = {number: index for index, batch in enumerate(batches) for number, _ in batch}
         yield from self.leave(process, [number for number in range(len(self.groups)) if number not in last])
@@ -70,7 +78,7 @@ class World:
             for number, step in self.own_order(process, batch):
                 yield None
                 member = self.members[number][process]
-                too_late = member.left or member.group.aborted[member.rank]
+                too_late = member.leaving or member.group.aborted[member.rank]
                 ops.append((number, member.post(step), too_late))
             self.rng.shuffle(ops)
             for number, op, too_late in ops:
@@ -95,7 +103,7 @@ class World:
     def leave(self, process: int, numbers: Sequence[int]) -> Steps:
         for number in numbers:
             member = self.members[number].get(process)
-            if member is not None and not member.left:
+            if member is not None and not member.leaving:
                 self.waits_for[process] = member
                 yield from member.leave()
                 name = f"giving back memory of rank {member.rank} of group {number}"
@@ -149,8 +157,12 @@ class World:
             if process in members:
                 self.failed[number] = True
         if not self.faults.no_watcher:
-            survivors = [p for p in range(self.n) if not self.dead[p]]
+            survivors = [p for p in self.watchers(process) if not self.dead[p]]
             self.lanes += [Lane(p, f"the watcher of {p}", self.watch(p, process), brief=True) for p in survivors]
+
+    def watchers(self, victim: int) -> Sequence[int]:
+        """Whom the kernel tells."""
+        return range(self.n)
 
     def watch(self, process: int, victim: int) -> Steps:
         """The watcher of a process has got word from the kernel."""
@@ -183,17 +195,17 @@ def interleave(world: World, failures: Sequence[Failure] = ()) -> int:
     Probabilistic Guarantees of Finding Bugs, ASPLOS 2010), which finds what needs one rank to be very late.
     """
     rng, steps = world.rng, 0
-    priority = rng.sample(range(world.n), world.n)
+    priority = rng.sample(range(world.priorities), world.priorities)
     by_priority = rng.random() < 0.5
     pending = sorted(failures, key=lambda failure: -failure.at)
     last = pending[0].at if pending else 0
-    while world.lanes:
+    while not all(lane.endless for lane in world.lanes):
         ready = world.ready()
         while pending and (steps >= pending[-1].at or not ready):
             world.happen(pending.pop())
             ready = world.ready()
-        if not ready and world.lanes:
-            waiting = ", ".join(lane.name for lane in world.lanes)
+        if not ready and not all(lane.endless for lane in world.lanes):
+            waiting = ", ".join(lane.name for lane in world.lanes if not lane.endless)
             raise WrongError(f"nobody can go on: {waiting}; progress {[group.progress for group in world.groups]}")
         if not ready:
             break  # all have died
