@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
-from schedule.simulated_group import Faults, Group, Steps
+from schedule.simulated_group import Faults, Group, Member, Steps
 from schedule.simulated_messages import ANY, PAYLOAD, Mail, MessageOp, PointToPoint
 from schedule.simulated_processes import Batch, Failure, Lane, World
 from schedule.streams import GARBAGE, WrongError
@@ -23,17 +24,21 @@ class MessageWorld(World):
         programs: list[Program],
         mail: Mail,
         rng: random.Random,
+        **where: Any,
     ) -> None:
-        super().__init__([mail.group], collectives, rng)
+        super().__init__([mail.group], collectives, rng, **where)
         self.has_ended = [False] * n  # the user of messages, by process
         self.leaves_early: set[int] = set()
         self.got: dict[tuple[int, int, int], list[int]] = {}  # to, from, tag: the numbers of what came from any source
-        self.ends = [PointToPoint(mail, self.members[0][process]) for process in range(n)]
+        self.ends = [self.end_of(mail, self.members[0][process]) for process in range(n)]
         for process, messages in enumerate(self.ends):
             self.lanes += [
                 Lane(process, f"the messages of rank {process}", messages.drive()),
                 Lane(process, f"the messages' user of rank {process}", self.talk(messages, programs[process])),
             ]
+
+    def end_of(self, mail: Mail, member: Member) -> PointToPoint:
+        return PointToPoint(mail, member)
 
     def talk(self, messages: PointToPoint, program: Program) -> Steps:
         refusable = {op.peer for batch in program for op in batch if op.kind == "send" and op.wrong}
@@ -115,7 +120,9 @@ def random_programs(rng: random.Random, n: int, length: int) -> list[Program]:
         send = MessageOp("send", to, tag, "int", memory, number, wrong, lends=rng.random() < 0.5)
         longer, dtype = (rng.choice((0, 1)), "float") if wrong else (0, "int")
         recv = MessageOp("recv", ANY if tag == 2 else source, tag, dtype, [GARBAGE] * (count + longer), number, wrong)
-        batch = rng.randrange(n_batches)
+        # Any source: all large ones in one batch, as a receive that takes what a later one was to get may leave a send
+        # of its batch without one.
+        batch = n_batches - 1 if tag == 2 and count > PAYLOAD else rng.randrange(n_batches)
         for rank, op in ((source, send), (to, recv)):
             programs[rank][batch].append(op)
     for program in programs:

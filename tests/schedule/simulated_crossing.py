@@ -54,6 +54,7 @@ class CrossingMember(Member):
         self.messages: dict[int, list[int]] = {}  # of this window
         self.early: dict[int, deque[Frame]] = {each: deque() for each in self.remote}
         self.remote_left: set[int] = set()
+        self.take_packet: Callable[[Frame], None] = lambda frame: None  # point to point
         # A leader's: by sequence and leader. judging: the op whose outcome it owes its host.
         self.verdicts: dict[tuple[int, int], object] = {}
         self.called: dict[tuple[int, int], dict[int, Call]] = {}
@@ -75,8 +76,11 @@ class CrossingMember(Member):
                 self.called[frame.sequence, frame.source] = frame.content
         elif frame.kind == "called":
             self.called[frame.sequence, frame.source] = frame.content
+        elif frame.kind in ("packet", "room"):
+            self.take_packet(frame)
         elif frame.kind == "left":
             self.remote_left.add(frame.source)
+            self.take_packet(frame)
         else:
             assert frame.kind == "abort"
             if not self.left:
@@ -374,15 +378,15 @@ class CrossingMember(Member):
                 self.tell_rank(peer, Frame("abort", self.number, self.rank))
 
     def leave(self) -> Steps:
-        self.leaving = True
-        if self.rank == self.leader:  # other hosts wait for what it owes them for calls that were refused
-            yield (
-                lambda: self.group.aborted[self.rank] or not all(op.call.refused for op in self.queue) or not self.queue
-            )
         yield from super().leave()
         for peer in self.remote:
             yield None
             self.tell_rank(peer, Frame("left", self.number, self.rank))
+
+    def owes(self) -> bool:
+        """A leader also the verdict on calls that were refused here: other hosts wait for it."""
+        only_refused = bool(self.queue) and all(op.call.refused for op in self.queue)
+        return super().owes() or (self.rank == self.leader and only_refused)
 
 
 class CrossingWindow(Window):

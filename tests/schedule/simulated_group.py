@@ -143,6 +143,7 @@ class Member:
         self.leaving = self.left = self.gone = False
         self.aborting = 0  # threads of this process that are in abort()
         self.is_moving: Callable[[], bool] = lambda: False  # has it messages that have not ended?
+        self.owes_replies: Callable[[], bool] = lambda: False  # to messages of members
 
     def post(self, step: Step) -> Op:
         op = Op(step, step.calls[self.rank], step.buffers(self.rank))
@@ -300,7 +301,10 @@ class Member:
 
     def leave(self) -> Steps:
         """Takes this rank out of the group. What is pending here ends; peers learn of it when they miss this rank."""
-        self.leaving = self.left = True
+        self.leaving = True
+        # What peers wait for although the user has been told already.
+        yield lambda: self.group.aborted[self.rank] or not self.owes()
+        self.left = True
         yield None
         self.group.aborted[self.rank] = True
         yield lambda: not self.queue and not self.is_moving()
@@ -310,6 +314,9 @@ class Member:
         yield None
         self.group.membership[self.rank] = False
         self.gone = True
+
+    def owes(self) -> bool:
+        return self.owes_replies()
 
     def give_back(self, dead: Sequence[bool]) -> Steps:
         """Once all peers have left or are dead, nobody can touch this rank's pages any more. dead: by process."""

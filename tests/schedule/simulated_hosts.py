@@ -17,7 +17,7 @@ class HostsWorld(World):
     """hosts: of the processes. Each has a thread that takes what other hosts send."""
 
     def __init__(
-        self, hosts: Hosts, groups: Sequence[Group], batches: Sequence[Batch], rng: random.Random, n_credits: int
+        self, groups: Sequence[Group], batches: Sequence[Batch], rng: random.Random, hosts: Hosts, n_credits: int
     ) -> None:
         self.hosts = hosts
         self.is_prompt = rng.random() < 0.5  # who takes frames also does a leader's duty
@@ -83,7 +83,7 @@ def one_group_on(
     hosts: Hosts, private: bool, faults: Faults, stream: Sequence[Step], rng: random.Random, n_credits: int
 ) -> HostsWorld:
     group = group_on(hosts, range(len(hosts)), private, rng.choice((0, 1, 2**32 - 2)), faults)
-    return HostsWorld(hosts, [group], [[(0, step)] for step in stream], rng, n_credits)
+    return HostsWorld([group], [[(0, step)] for step in stream], rng, hosts, n_credits)
 
 
 def several_groups_on(hosts: Hosts, private: bool, faults: Faults, rng: random.Random, n_credits: int) -> HostsWorld:
@@ -97,4 +97,4 @@ def several_groups_on(hosts: Hosts, private: bool, faults: Faults, rng: random.R
         return number, random_step(rng, groups[number].world_size, kind)
 
     batches = [[step(rng.randrange(len(groups))) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(1, 3))]
-    return HostsWorld(hosts, groups, batches, rng, n_credits)
+    return HostsWorld(groups, batches, rng, hosts, n_credits)

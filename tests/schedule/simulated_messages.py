@@ -110,6 +110,7 @@ class PointToPoint:
         self.last_any = ANY
         self.locked = self.passed_by = False
         member.is_moving = lambda: self.n_pending > 0 or self.locked
+        member.owes_replies = self.owes_replies
 
     # What any thread of the process does.
 
@@ -156,7 +157,7 @@ class PointToPoint:
             if not self.n_pending:
                 yield lambda: self.n_pending > 0 or self.member.gone
                 continue
-            members = sum(group.membership)
+            members = self.n_members()
             if self.broken == "looks before it announces" and (yield from self.try_advance()):
                 continue
             yield None
@@ -167,10 +168,23 @@ class PointToPoint:
             if not moved and self.n_pending:
                 yield (
                     lambda rung=rung, members=members: (
-                        mail.rung[self.rank] != rung or group.aborted[self.rank] or sum(group.membership) != members
+                        mail.rung[self.rank] != rung or group.aborted[self.rank] or self.n_members() != members
                     )
                 )
             mail.sleeps[self.rank] = False
+
+    def owes_replies(self) -> bool:
+        """A send ends by its reply, which may have to wait for room in the ring."""
+        if self.broken == "leaves with replies to give":
+            return False
+        return any(channel.replies and self.is_member(peer) for peer, channel in enumerate(self.channels))
+
+    def is_member(self, peer: int) -> bool:
+        return self.member.group.membership[peer]
+
+    def n_members(self) -> int:
+        """Of those whose leaving is seen in memory."""
+        return sum(self.member.group.membership[peer] for peer in self.member.peers)
 
     def try_advance(self) -> Moved:
         if self.locked:
@@ -185,9 +199,6 @@ class PointToPoint:
 
     def advance(self) -> Moved:
         moved = self.send_to_self()
-        if self.broken == "matched late":
-            self.receives = [op for op in self.receives if not self.match_posted(op)]
-            yield from self.copy_lent()
         for peer in range(self.n):
             if peer == self.rank:
                 continue
@@ -196,6 +207,9 @@ class PointToPoint:
             if pumped or (drained and self.broken != "room is not rung for"):
                 yield from self.ring(peer)
             moved = moved or drained or pumped
+        if self.broken == "matched late":
+            self.receives = [op for op in self.receives if not self.match_posted(op)]
+            yield from self.copy_lent()
         yield from self.check_failures()
         yield None
         if self.member.group.aborted[self.rank] and self.broken != "pending after the end":
@@ -419,7 +433,8 @@ class PointToPoint:
     def drop_all(self) -> None:
         lent = [op for channel in self.channels for op in channel.announced.values() if op.lends]
         if lent and self.broken != "peers are not told":
-            self.member.group.aborted[:] = [True] * self.n
+            for peer in self.member.peers:
+                self.member.group.aborted[peer] = True
         for op in self.pending():
             self.end(op, "ended")
         self.n_pending -= sum(len(channel.replies) for channel in self.channels)

@@ -21,7 +21,7 @@ Pair = tuple[int, int, int]  # group, processes from and to
 
 @dataclass(frozen=True)
 class Frame:
-    kind: str  # "message", "credit", "verdict", "called", "abort", "left"; of the wire itself "lost"
+    kind: str  # "message", "credit", "verdict", "called", "packet", "room", "abort", "left"; of the wire itself "lost"
     group: int
     source: int  # rank, of "lost" the process
     sequence: int = 0
