@@ -240,17 +240,22 @@ def _cross(
     world_size = len(hellos)
     labels = [hello.label(rank, global_ranks[rank]) for rank, hello in enumerate(hellos)]
     process = runtime()
-    address, port = places.open_wire(process)
-    meet.publish(f"place/{meet.rank}", places.Place(local, address.text, port).pack())
+    try:
+        door = places.open_wire(process)
+    except (ValueError, RuntimeError) as error:  # InitError among them
+        meet.publish(f"place/{meet.rank}", _DECLINED.decode() + str(error))
+        meet.fail(str(error))
+    meet.publish(f"place/{meet.rank}", door.place(local).pack())
     try:
         found = [places.Place.unpack(meet.fetch(f"place/{rank}", rank), rank, world_size) for rank in range(world_size)]
         hosts = places.host_numbers(found)
+        places.check_security(found, labels)
     except ValueError as error:
         meet.fail(str(error))
     group.cross(hosts=hosts, processes=[hello.nonce for hello in hellos], labels=labels)
     peers = {rank: (hellos[rank].nonce, found[rank]) for rank in range(world_size) if rank not in local}
     patience = min(meet.deadline, time.monotonic() + HANDSHAKE_TIMEOUT_MS / 1e3)
-    places.connect(process, address, peers, patience, meet.fail, labels)
+    places.connect(process, door.address, peers, patience, meet.fail, labels)
     return hosts
 
 

@@ -237,7 +237,9 @@ def statistics() -> list[Statistic]:
     for row in bootstrap.runtime().statistics():
         root = row["root"] if row["root"] >= 0 else None
         schedule = lower(
-            algorithms.build(row["op"], row["algorithm"], row["world_size"], root), private=row["memory"] == "staged"
+            algorithms.build(row["op"], row["algorithm"], row["world_size"], root, tuple(row["hosts"])),
+            private=row["memory"] == "staged",
+            hosts=tuple(row["hosts"]),
         )
         rows.append(
             Statistic(

@@ -236,6 +236,7 @@ def _info(options: argparse.Namespace) -> int:
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("libzmq", _libzmq()),
         ("kernels", _isa()),
+        ("other hosts", _other_hosts()),
         ("device hx", _device()),
         ("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"),
     ]
@@ -267,6 +268,19 @@ def _torch_found() -> str:
         return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return "not installed: pip install torch==2.13.0"
+
+
+def _other_hosts() -> str:
+    """How ranks on other hosts would reach a rank that is started from here."""
+    from hxcomm import addresses, secret
+
+    try:
+        address = addresses.choose()
+        mode = secret.load(loopback=address.is_loopback).mode
+    except (ValueError, RuntimeError) as error:  # InitError among them
+        return str(error).split(": make a secret")[0] + "; docs/launch.md"
+    protected = {"none": "not protected", "curve": "protected by CURVE", "mac": "with authentication codes"}[mode]
+    return f"reach this one at {address.text} ({address.interface}), {protected}"
 
 
 def _libzmq() -> str:

@@ -25,11 +25,13 @@ _PATIENCE_WITH_TROUBLE_S = 1.0
 
 @dataclass(frozen=True)
 class Place:
-    """local: the ranks that this one shares memory with, itself among them. address, port: for all others."""
+    """local: the ranks that this one shares memory with, itself among them. address, port: for all others. security:
+    how what comes there is protected."""
 
     local: list[int]
     address: str
     port: int
+    security: str
 
     def pack(self) -> str:
         return bytes(msgpack.packb(self.__dict__)).hex()
@@ -42,18 +44,20 @@ class Place:
             raise wrong
         try:
             raw = msgpack.unpackb(
-                bytes.fromhex(text.decode("ascii")), max_map_len=3, max_array_len=world_size, max_ext_len=0
+                bytes.fromhex(text.decode("ascii")), max_map_len=4, max_array_len=world_size, max_ext_len=0
             )
         except ValueError:
             raise wrong from None
-        if not isinstance(raw, dict) or raw.keys() != {"local", "address", "port"}:
+        if not isinstance(raw, dict) or raw.keys() != {"local", "address", "port", "security"}:
             raise wrong
         local = raw["local"]
-        if type(raw["address"]) is not str or type(raw["port"]) is not int or type(local) is not list:
+        if {type(raw["address"]), type(raw["security"])} != {str} or type(raw["port"]) is not int:
+            raise wrong
+        if type(local) is not list:
             raise wrong
         if not all(type(each) is int and 0 <= each < world_size for each in local) or rank not in local:
             raise wrong
-        return cls(sorted(set(local)), raw["address"], raw["port"])
+        return cls(sorted(set(local)), raw["address"], raw["port"], raw["security"])
 
 
 def host_numbers(places: Sequence[Place]) -> tuple[int, ...]:
@@ -71,16 +75,42 @@ def host_numbers(places: Sequence[Place]) -> tuple[int, ...]:
     return tuple(numbers[tuple(place.local)] for place in places)
 
 
+def check_security(places: Sequence[Place], labels: Sequence[str]) -> None:
+    """Raises ValueError where ranks protect their connections in different ways: they would never understand."""
+    for rank, place in enumerate(places):
+        if place.security != places[0].security:
+            raise ValueError(
+                f"{labels[0]} protects its connections with {_SECURITY.get(places[0].security, '?')}, {labels[rank]} "
+                f"with {_SECURITY.get(place.security, '?')}: set the same HXCOMM_SECRET_FILE (or HXCOMM_SECRET), "
+                "HXCOMM_SECURITY and HXCOMM_INSECURE for every rank"
+            )
+
+
+_SECURITY = {"none": "nothing (it has no secret)", "curve": "CURVE", "mac": "authentication codes"}
+
+
 def _listed(ranks: Sequence[int]) -> str:
     return ", ".join(map(str, ranks))
 
 
-_opened: dict[int, tuple[addresses.Address, int]] = {}  # by process id: a forked child has nothing open
+@dataclass(frozen=True)
+class Door:
+    """Where this process listens for those of other hosts."""
+
+    address: addresses.Address
+    port: int
+    security: str
+
+    def place(self, local: list[int]) -> Place:
+        return Place(local, self.address.text, self.port, self.security)
+
+
+_opened: dict[int, Door] = {}  # by process id: a forked child has nothing open
 _opening = threading.Lock()
 
 
-def open_wire(process: _core.Runtime) -> tuple[addresses.Address, int]:
-    """This process's address for other hosts, and the port; bound at the first call.
+def open_wire(process: _core.Runtime) -> Door:
+    """This process's port for other hosts; bound at the first call.
 
     Raises ValueError where HXCOMM_IFNAME or the secret is wrong, InitError where there is no secret or no libzmq.
     """
@@ -89,7 +119,7 @@ def open_wire(process: _core.Runtime) -> tuple[addresses.Address, int]:
             address = addresses.choose()
             security = secret.load(loopback=address.is_loopback)
             endpoint = process.open_wire(address.text, **security.__dict__)
-            _opened[os.getpid()] = address, int(endpoint.rsplit(":", 1)[1])
+            _opened[os.getpid()] = Door(address, int(endpoint.rsplit(":", 1)[1]), security.mode)
         return _opened[os.getpid()]
 
 

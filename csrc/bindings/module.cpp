@@ -214,7 +214,7 @@ py::list statistics_of(const Group& group) {
         py::arg("algorithm") = s->plan->algorithm, py::arg("root") = s->root, py::arg("dtype") = dtype_name(s->dtype),
         py::arg("calls") = s->calls.load(), py::arg("elements") = elements, py::arg("item_bytes") = item_size(s->dtype),
         py::arg("accumulation_bytes") = accumulation_size(s->dtype), py::arg("time_ns") = s->time_ns.load(),
-        py::arg("memory") = s->plan->is_private ? "staged" : "mapped"));
+        py::arg("memory") = s->plan->is_private ? "staged" : "mapped", py::arg("hosts") = group.hosts()));
   }
   return rows;
 }

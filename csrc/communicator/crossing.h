@@ -36,6 +36,7 @@ class Crossing final : public FrameHandler, public Messages {
   Crossing(Group& group, std::shared_ptr<Endpoint> endpoint, std::vector<int> hosts, std::vector<Nonce> processes);
 
   bool is_remote(int rank) const { return hosts_[static_cast<size_t>(rank)] != hosts_[me_]; }
+  const std::vector<int>& hosts() const { return hosts_; }
   int leader() const { return leader_; }  // of this host
   bool leads() const { return leader_ == static_cast<int>(me_); }
 

@@ -20,8 +20,8 @@ namespace {
 std::atomic<int> forks{0};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
 
-// How long a rank that leaves waits for the verdict on calls that it has refused.
-constexpr int64_t kLastVerdictNs = 1'000'000'000;
+// How long a rank that leaves takes to pay what it owes.
+constexpr int64_t kDebtsNs = 1'000'000'000;
 
 int usable_cores() {
   cpu_set_t set;
@@ -235,7 +235,7 @@ std::function<bool()> Group::all_left() const {
 void Group::leave() {
   if (left_.exchange(true)) return;
   if (forked()) return;  // the mapping and the threads are the parent's; its locks may be held forever here
-  if (crossing_) await_verdicts();
+  pay_debts();
   endpoint_->unsubscribe(death_token_);
   failpoint(Failpoint::leave);
   endpoint_->segment().strike(control_offset_);
@@ -258,16 +258,19 @@ void Group::leave() {
   complete(finished);
 }
 
-// A refused call still tells the other hosts. Who left before it has would be taken for the cause of their error.
-void Group::await_verdicts() {
-  const int64_t latest = now_ns() + kLastVerdictNs;
-  const auto refused = [this] {
+// What peers wait for, though nobody here does: the verdict on a refused call, which this host's leader gives to the
+// other hosts, and replies to messages that are not in a ring yet. Who left before would be taken for the cause of the
+// peers' errors.
+void Group::pay_debts() {
+  const int64_t latest = now_ns() + kDebtsNs;
+  const auto owes = [this] {
+    if (point_to_point_.owes()) return true;
     std::lock_guard lock(queue_mutex_);
     return !queue_.empty() && !queue_.front()->refusal.empty();
   };
-  while (refused() && !own().abort.is_set() && now_ns() < latest) {
+  while (owes() && !own().abort.is_set() && now_ns() < latest) {
     const uint32_t doorbell = endpoint_->announce_sleep();
-    if (!try_advance(true) && refused()) endpoint_->sleep(doorbell, kLastVerdictNs / 100);
+    if (!try_advance(true) && owes()) endpoint_->sleep(doorbell, kDebtsNs / 100);
     endpoint_->withdraw_sleep();
   }
 }
@@ -280,6 +283,10 @@ std::string Group::death_of(int rank) const {
   }
   if (!peer || !peer->dead.load(std::memory_order_acquire)) return "";
   return config_.labels[static_cast<size_t>(rank)] + " " + peer->death;
+}
+
+std::vector<int> Group::hosts() const {
+  return crossing_ ? crossing_->hosts() : std::vector<int>(static_cast<size_t>(config_.world_size), 0);
 }
 
 bool Group::alive() const { return !left_.load() && !forked() && !own().abort.is_set(); }

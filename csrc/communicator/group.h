@@ -73,6 +73,8 @@ class Group : public std::enable_shared_from_this<Group> {
 
   int rank() const { return config_.rank; }
   int world_size() const { return config_.world_size; }
+  // The host of each rank, by number.
+  std::vector<int> hosts() const;
   const std::string& name() const { return config_.name; }
   // "rank 3 (host b, pid 8286) was killed by SIGKILL"; "" of a rank that is alive or whose process is not known.
   std::string death_of(int rank) const;
@@ -109,7 +111,7 @@ class Group : public std::enable_shared_from_this<Group> {
   void end_by(int rank, uint64_t word, std::string_view reason);
   void pass_on_abort();
   std::function<bool()> all_left() const;
-  void await_verdicts();
+  void pay_debts();
   Step run(Op& op);
   void end(Op& op, std::unique_ptr<Error> error);
   struct Awaited {

@@ -442,6 +442,15 @@ std::vector<PointToPoint::OpPointer> PointToPoint::pending() const {
   return ops;
 }
 
+bool PointToPoint::owes() const {
+  const std::lock_guard lock(mutex_);
+  for (size_t peer = 0; peer < channels_.size(); ++peer)
+    if (!channels_[peer].replies.empty() && group_.controls_[peer] != nullptr &&
+        group_.control(static_cast<int>(peer)).line.is_member(group_.config_.nonce))
+      return true;
+  return false;
+}
+
 void PointToPoint::fail_all(Finished* finished) {
   const std::lock_guard lock(mutex_);
   drop_all(finished);

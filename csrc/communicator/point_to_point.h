@@ -42,6 +42,8 @@ class PointToPoint {
   bool advance(std::vector<std::shared_ptr<Op>>* finished, bool look_at_clock);
   // Ends all that is pending with the error that ended the group.
   void fail_all(std::vector<std::shared_ptr<Op>>* finished);
+  // Whether a member waits for a reply that is not in a ring yet.
+  bool owes() const;
   // The rings of this rank, for the group to give back when it ends.
   std::vector<Endpoint::Range> ranges() const;
 

@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kLookUpNs = 100'000'000;
 
 // How often a rank looks for something from another host before it sleeps.
-constexpr int kLooksAbroad = 50;
+constexpr int kLooksAbroad = 200;
 
 std::string seconds(int64_t ns) {
   char text[32];
