@@ -24,7 +24,12 @@ uint64_t window_for(const Op& op) {
   // Windows are for what is staged or sent: where peers reach the tensors themselves, all of it is one.
   uint64_t window =
       op.mapped() && !plan.crosses ? kWholeBlock : std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
-  if (plan.crosses) window = std::min<uint64_t>(window, kMaxMessageBytes / accumulation_size(dtype));
+  if (plan.crosses) {
+    // A message is a chunk at most, and the pieces of a block are rounded up to 16 elements.
+    const auto pieces = static_cast<uint64_t>(std::min(plan.input.blocks > 0 ? plan.input.pieces : plan.output.pieces,
+                                                       plan.output.blocks > 0 ? plan.output.pieces : plan.input.pieces));
+    window = std::min(window, (kMaxMessageBytes / accumulation_size(dtype) - 16) * pieces);
+  }
   // Unequal counts are not known everywhere yet, so the window must not depend on them.
   if (!op.call.uneven) window = std::min(window, op.call.count);
   while (window > 64 && plan.scratch_chunks > 0 &&
