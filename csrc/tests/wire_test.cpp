@@ -1,120 +1,17 @@
-// Unit test of the wire: frames both ways in each mode, what is ignored, and how a lost connection is told.
+// Unit test of the wire: frames both ways in each mode, lent memory, and how the end of a connection is told.
 //
-// Several wires of one process stand for several hosts. Arguments: shared objects to load first, as `import zmq` does.
-#include <arpa/inet.h>
-#include <dlfcn.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
+// Several wires of one process stand for several hosts. Arguments: libraries to load first.
 #include <algorithm>
-#include <cstring>
-#include <functional>
-#include <memory>
+#include <atomic>
 #include <string>
-#include <vector>
+#include <thread>
 
-#include "core/clock.h"
-#include "tests/expect.h"
-#include "transport/wire.h"
+#include "tests/wire_host.h"
 
 using namespace hxcomm;
 using namespace hxcomm::test;
 
 namespace {
-
-constexpr int64_t kDeadlineNs = 20'000'000'000;  // far more than is ever needed: a deadline, not an expectation
-constexpr uint64_t kGroup = 77;
-constexpr WireSecurity::Mode kModes[] = {WireSecurity::Mode::none, WireSecurity::Mode::curve, WireSecurity::Mode::mac};
-
-Key decoded(const char* z85) {
-  uint8_t bytes[33];
-  ZmqLibrary::load().z85_decode(bytes, z85);
-  Key key;
-  std::memcpy(key.data(), bytes, key.size());
-  return key;
-}
-
-// The keys that a job derives from its secret, here one byte.
-WireSecurity security_of(WireSecurity::Mode mode, uint8_t secret) {
-  const ZmqLibrary& zmq = ZmqLibrary::load();
-  WireSecurity security;
-  security.mode = mode;
-  security.mac_key.fill(secret);
-  security.server_secret.fill(secret);
-  security.client_secret.fill(static_cast<uint8_t>(secret + 100));
-  for (const auto& [hidden, shown] : {std::pair{&security.server_secret, &security.server_public},
-                                      std::pair{&security.client_secret, &security.client_public}}) {
-    char secret_z85[41], public_z85[41];
-    zmq.z85_encode(secret_z85, hidden->data(), hidden->size());
-    zmq.curve_public(public_z85, secret_z85);
-    *shown = decoded(public_z85);
-  }
-  return security;
-}
-
-struct Frame {
-  Nonce from;
-  FrameHeader header;
-  std::string bytes;
-};
-
-struct Records : FrameHandler {
-  std::vector<Frame> frames;
-  std::vector<std::pair<Nonce, std::string>> losses;
-  void on_frame(const Nonce& from, const FrameHeader& header, Payload&& payload) override {
-    frames.push_back({from, header, std::string(reinterpret_cast<const char*>(payload.data()), payload.size())});
-  }
-  void on_lost(const Nonce& process, const std::string& why) override { losses.emplace_back(process, why); }
-};
-
-// A process of a job on a host of its own.
-struct Host {
-  Host(uint8_t first_byte, const WireSecurity& security) : nonce{first_byte} {
-    nonce[15] = ++made;  // another one each time: processes have fresh nonces
-    wire = std::make_unique<Wire>(nonce, "127.0.0.1", security);
-    wire->subscribe(kGroup, records);
-  }
-  bool is_connected(const Host& other) const { return wire->is_connected(other.nonce); }
-  static inline uint8_t made = 0;
-  Nonce nonce;
-  std::shared_ptr<Records> records = std::make_shared<Records>();
-  std::unique_ptr<Wire> wire;
-};
-
-// Pumps all until `done`; false where it is not within the deadline.
-bool pump_until(const std::vector<Host*>& hosts, const std::function<bool()>& done) {
-  const int64_t deadline = now_ns() + kDeadlineNs;
-  while (!done()) {
-    if (now_ns() > deadline) return false;
-    bool any = false;
-    std::vector<pollfd> fds;
-    for (const Host* host : hosts)
-      if (host->wire) {
-        any = host->wire->pump() || any;
-        host->wire->append_pollfds(&fds);
-      }
-    if (!any && !done()) poll(fds.data(), fds.size(), 20);
-  }
-  return true;
-}
-
-void expect_connected(Host& a, Host& b, const std::source_location where = std::source_location::current()) {
-  a.wire->connect(b.nonce, b.wire->address());
-  b.wire->connect(a.nonce, a.wire->address());
-  expect(pump_until({&a, &b}, [&] { return a.is_connected(b) && b.is_connected(a); }),
-         "a connection; " + a.wire->trouble_of(b.nonce) + "; " + b.wire->trouble_of(a.nonce), where);
-}
-
-FrameHeader header_of(uint32_t number) {
-  FrameHeader header;
-  header.type = FrameType::message;
-  header.group = kGroup;
-  header.number = number;
-  header.sequence = 1'000 + number;
-  header.source = 3;
-  header.destination = 5;
-  return header;
-}
 
 void frames_arrive_whole_and_in_order_both_ways_in_each_mode() {
   for (const auto mode : kModes) {
@@ -164,15 +61,185 @@ void a_lost_process_is_told_once_with_its_nonce_on_both_kinds_of_ends() {
     }
 }
 
+void a_goodbye_makes_the_end_silent() {
+  for (const bool lower : {true, false}) {
+    Host stays(lower ? 1 : 3, security_of(WireSecurity::Mode::curve, 7)),
+        leaves(2, security_of(WireSecurity::Mode::curve, 7));
+    expect_connected(stays, leaves);
+    const std::string last(1 << 20, 'z');
+    expect(leaves.wire->send(stays.nonce, header_of(0), last.data(), last.size()), "a last frame");
+    leaves.wire->say_goodbye();
+    leaves.wire.reset();
+    expect(pump_until({&stays}, [&] { return !stays.is_connected(leaves); }), "the end of the connection");
+    expect(stays.records->losses.empty(), "no loss told");
+    expect(stays.records->frames.size() == 1 && stays.records->frames[0].bytes == last, "the last frame, whole");
+    expect(!stays.wire->send(leaves.nonce, header_of(1), nullptr, 0), "nothing sent to it");
+  }
+}
+
+void one_payload_goes_to_several_peers() {
+  for (const auto mode : kModes) {
+    Host a(1, security_of(mode, 7)), b(2, security_of(mode, 7)), c(3, security_of(mode, 7));
+    expect_connected(a, b);
+    expect_connected(a, c);
+    for (const size_t nbytes : {size_t{5}, size_t{100'000}}) {
+      Payload payload = a.wire->make_payload(nbytes);
+      std::fill_n(payload.data(), nbytes, std::byte{0x5A});
+      expect(a.wire->send(b.nonce, header_of(1), payload) && a.wire->send(c.nonce, header_of(2), payload), "both sent");
+    }
+    expect(pump_until({&a, &b, &c}, [&] { return b.records->frames.size() == 2 && c.records->frames.size() == 2; }),
+           "both frames at both");
+    for (const Host* host : {&b, &c})
+      expect(host->records->frames[0].bytes == std::string(5, 'Z') &&
+                 host->records->frames[1].bytes == std::string(100'000, 'Z'),
+             "the same bytes");
+  }
+}
+
+void lent_memory_comes_back_whether_it_arrives_or_not() {
+  for (const auto mode : kModes)
+    for (const bool lower : {true, false}) {
+      Host a(lower ? 1 : 3, security_of(mode, 7)), b(2, security_of(mode, 7));
+      const auto lent = std::make_shared<std::atomic<int>>(0);
+      const std::string bytes(kMaxPayloadBytes, 'x');
+      const auto send = [&] { return a.wire->send_lent(b.nonce, header_of(0), bytes.data(), bytes.size(), lent); };
+      expect(!send() && lent->load() == 0, "memory given back at once before the connection");
+      expect_connected(a, b);
+      expect(send(), "a frame sent");
+      expect(pump_until({&a, &b}, [&] { return b.records->frames.size() == 1 && lent->load() == 0; }),
+             "memory given back when it has left");
+      expect(b.records->frames[0].bytes == bytes, "the bytes");
+      // More than the kernel holds, to one who does not read, and then is gone.
+      for (int i = 0; i < 40; ++i) expect(send(), "a frame sent");
+      b.wire.reset();
+      expect(pump_until({&a}, [&] { return lent->load() == 0 && !a.is_connected(b); }),
+             "memory given back when the peer is lost");
+      expect(!send() && lent->load() == 0, "memory given back at once after the loss");
+    }
+}
+
+void a_thread_that_sleeps_wakes_though_another_one_sends() {
+  Host a(1, security_of(WireSecurity::Mode::none, 7)), b(2, security_of(WireSecurity::Mode::none, 7));
+  expect_connected(a, b);
+  constexpr uint32_t kFrames = 3'000;
+  std::atomic<bool> over{false};
+  std::atomic<uint32_t> round{0};
+  // A signal lost would let the sleeper sleep on for the whole deadline, and no answer would come.
+  std::thread echo([&] {
+    while (!over.load()) {
+      while (b.wire->pump()) {
+      }
+      std::vector<Frame> frames = std::move(b.records->frames);
+      b.records->frames.clear();
+      for (const Frame& frame : frames) b.wire->send(a.nonce, frame.header, frame.bytes.data(), frame.bytes.size());
+      if (!frames.empty()) continue;
+      std::vector<pollfd> fds;
+      b.wire->append_pollfds(&fds);
+      poll(fds.data(), fds.size(), static_cast<int>(kDeadlineNs / 1'000'000));
+    }
+  });
+  std::thread chatter([&] {  // its sends, from another thread, take note of arrivals
+    FrameHeader header = header_of(0);
+    header.group = 1;  // nobody's at a
+    for (uint32_t seen = 0; seen < kFrames; seen = round.load()) {
+      b.wire->send(a.nonce, header, "noise", 5);
+      round.wait(seen);
+    }
+  });
+  bool all = true;
+  for (uint32_t i = 0; i < kFrames && all; ++i) {
+    round.fetch_add(1);
+    round.notify_one();
+    all = a.wire->send(b.nonce, header_of(i), &i, sizeof i) &&
+          pump_until({&a}, [&] { return a.records->frames.size() == i + 1; });
+    expect(all && a.records->frames.back().header.number == i, "an answer to frame " + std::to_string(i));
+  }
+  over = true;
+  round = kFrames;
+  round.notify_one();
+  a.wire->send(b.nonce, header_of(0), nullptr, 0);
+  echo.join();
+  chatter.join();
+}
+
+void a_handler_may_end_while_a_frame_is_handed_to_it() {
+  struct Ending : FrameHandler {
+    Wire* wire = nullptr;
+    std::shared_ptr<Ending>* owner = nullptr;
+    bool* ended = nullptr;
+    ~Ending() override {
+      wire->unsubscribe(9);
+      *ended = true;
+    }
+    void on_frame(const Nonce&, const FrameHeader&, Payload&&) override { owner->reset(); }
+    void on_lost(const Nonce&, const std::string&) override {}
+  };
+  Host a(1, security_of(WireSecurity::Mode::none, 7)), b(2, security_of(WireSecurity::Mode::none, 7));
+  expect_connected(a, b);
+  bool ended = false;
+  auto ending = std::make_shared<Ending>();
+  ending->wire = b.wire.get();
+  ending->owner = &ending;
+  ending->ended = &ended;
+  b.wire->subscribe(9, ending);
+  FrameHeader header = header_of(0);
+  header.group = 9;
+  expect(a.wire->send(b.nonce, header, "x", 1), "a frame sent");
+  expect(pump_until({&a, &b}, [&] { return ended; }), "the handler's end");
+  expect(a.wire->send(b.nonce, header, "y", 1), "another frame sent");
+  expect(pump_until({&a, &b}, [&] { return b.wire->ignored_frames() == 1; }), "a frame of no group dropped");
+}
+
+void an_attempt_that_failed_says_why_and_can_be_repeated() {
+  Host a(1, security_of(WireSecurity::Mode::curve, 7)), b(2, security_of(WireSecurity::Mode::curve, 7));
+  const Host gone(3, security_of(WireSecurity::Mode::none, 7));
+  const std::string closed_port = "tcp://127.0.0.1:1";
+  a.wire->connect(b.nonce, closed_port);
+  expect(pump_until({&a}, [&] { return a.wire->trouble_of(b.nonce).find("nothing answers at " + closed_port) == 0; }),
+         "what is wrong, not: " + a.wire->trouble_of(b.nonce));
+  for (const char* hint : {"ipc:///tmp/socket", "tcp://example.org:80", "inproc://zeromq.zap.01", ""}) {
+    a.wire->connect(b.nonce, hint);
+    expect(a.wire->trouble_of(b.nonce).find("is not the numeric address") != std::string::npos, "a hint not followed");
+  }
+  expect(a.records->losses.empty(), "no loss of whom it never knew");
+  expect_connected(a, b);
+  expect(a.wire->trouble_of(b.nonce).empty(), "no trouble");
+}
+
+void hosts_of_ipv6_find_each_other() {
+  const WireSecurity security = security_of(WireSecurity::Mode::curve, 7);
+  Host a(1, security), b(2, security);
+  a.wire = std::make_unique<Wire>(a.nonce, "::1", security);
+  b.wire = std::make_unique<Wire>(b.nonce, "::1", security);
+  a.wire->subscribe(kGroup, a.records);
+  expect(a.wire->address().starts_with("tcp://[::1]:"), a.wire->address());
+  expect_connected(a, b);
+  b.wire.reset();
+  expect(pump_until({&a}, [&] { return a.records->losses.size() == 1; }), "the loss");
+}
+
+void a_wire_without_an_address_says_so() {
+  const WireSecurity security = security_of(WireSecurity::Mode::none, 7);
+  expect_error(ErrorKind::init, {"cannot listen at tcp://203.0.113.9:*", "requested address"},
+               [&] { Wire(Nonce{1}, "203.0.113.9", security); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i)
-    if (dlopen(argv[i], RTLD_NOW) == nullptr) std::printf("FAILED: %s\n", dlerror());
+  load_libraries(argc, argv);
   return run({
       {"frames arrive whole and in order, both ways, in each mode",
        frames_arrive_whole_and_in_order_both_ways_in_each_mode},
       {"a lost process is told once, with its nonce, on both kinds of ends",
        a_lost_process_is_told_once_with_its_nonce_on_both_kinds_of_ends},
+      {"a goodbye makes the end silent", a_goodbye_makes_the_end_silent},
+      {"one payload goes to several peers", one_payload_goes_to_several_peers},
+      {"lent memory comes back, whether it arrives or not", lent_memory_comes_back_whether_it_arrives_or_not},
+      {"a thread that sleeps wakes though another one sends", a_thread_that_sleeps_wakes_though_another_one_sends},
+      {"a handler may end while a frame is handed to it", a_handler_may_end_while_a_frame_is_handed_to_it},
+      {"an attempt that failed says why, and can be repeated", an_attempt_that_failed_says_why_and_can_be_repeated},
+      {"hosts of IPv6 find each other", hosts_of_ipv6_find_each_other},
+      {"a wire without an address says so", a_wire_without_an_address_says_so},
   });
 }

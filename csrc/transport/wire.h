@@ -92,9 +92,11 @@ class Wire {
   // A TCP socket of libzmq's, as its events tell of it.
   struct Descriptor {
     bool open = false;
+    bool ours = false;    // we have connected
     int accepted = 0;     // connections that had this number since the last hello that came through it
     std::string address;  // the other end
   };
+  enum class Handshake { went_well, given_up, failed };
   struct Arrival {
     std::string_view label;
     Payload label_part, header_part, payload;
@@ -118,7 +120,7 @@ class Wire {
   bool something_is_there();
   void take_events();
   void take_event(uint16_t event, int value, const std::string& address);
-  void on_disconnected(int fd, bool handshake_failed);
+  void on_disconnected(int fd, Handshake handshake);
   void on_failure(const std::string& address, const std::string& why);
   bool receive(Arrival* arrival);
   void take(Arrival& arrival);
@@ -128,6 +130,8 @@ class Wire {
   bool tag_is_right(const FrameTags& tags, const FrameHeader& header, const Arrival& arrival) const;
   void dispatch(const Link& link, const FrameHeader& header, Payload&& payload);
   void ignore(const char* what, const Arrival& arrival);
+  void refuse(const char* what, const Arrival& arrival, const Link* link);
+  std::string whom(int fd) const;
   void ask_doubtful_links();
   void bury_closed_links();
 
@@ -153,7 +157,7 @@ class Wire {
   std::unordered_map<uint64_t, std::weak_ptr<FrameHandler>> handlers_;
   std::vector<std::shared_ptr<FrameHandler>> held_;  // during a pump: a handler does not end under the lock
   std::string visitors_trouble_;                     // why the last one who came to us was not let in
-  bool handshake_failed_ = false;                    // the event before; the next one has its descriptor
+  Handshake handshake_ = Handshake::went_well;       // the event before; the next one has its descriptor
   bool any_closed_ = false;
 };
 

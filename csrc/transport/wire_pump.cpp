@@ -69,35 +69,37 @@ void Wire::take_events() {
 }
 
 void Wire::take_event(uint16_t event, int value, const std::string& address) {
-  const bool failed_before = std::exchange(handshake_failed_, false);
+  const Handshake handshake = std::exchange(handshake_, Handshake::went_well);
   switch (event) {
     case zmq::kConnected:
       for (auto& [label, link] : links_)
         if (link.ours && !link.closed && link.address == address) link.fd = value;
-      descriptors_[value] = {true, 0, address};
+      descriptors_[value] = {true, true, 0, address};
       watch_->add(value);
       break;
     case zmq::kAccepted: {
       Descriptor& descriptor = descriptors_[value];
       descriptor.open = true;
+      descriptor.ours = false;
       ++descriptor.accepted;
       descriptor.address = remote_address(value);
       watch_->add(value);
       break;
     }
     case zmq::kDisconnected:
-      on_disconnected(value, failed_before);
+      on_disconnected(value, handshake);
       break;
     case zmq::kClosed:
       on_failure(address, "nothing answers at " + address + ": refused, or no way there");
       break;
     case zmq::kHandshakeFailedNoDetail:  // the other side hung up: it told its own host why
       on_failure(address, "the other side at " + address + " hung up in the handshake: has it another secret?");
+      handshake_ = handshake == Handshake::failed ? handshake : Handshake::given_up;  // one end may have two events
       break;
     case zmq::kHandshakeFailedProtocol:
     case zmq::kHandshakeFailedAuth:
       on_failure(address, "the handshake with " + address + " failed: has it another secret, or is it no hxcomm?");
-      handshake_failed_ = true;
+      handshake_ = Handshake::failed;
       break;
   }
 }
@@ -107,7 +109,7 @@ void Wire::on_failure(const std::string& address, const std::string& why) {
     if (link.ours && !link.open && link.address == address) close_link(link, why);
 }
 
-void Wire::on_disconnected(int fd, bool handshake_failed) {
+void Wire::on_disconnected(int fd, Handshake handshake) {
   const bool silent = watch_->remove(fd);
   Descriptor& descriptor = descriptors_[fd];
   descriptor.open = false;
@@ -118,10 +120,15 @@ void Wire::on_disconnected(int fd, bool handshake_failed) {
       close_link(link, silent ? kSilent : kClosed);
       link.fd = -1;
     }
-  if (known || !handshake_failed) return;
-  const std::string whom = descriptor.address.empty() ? "an address no longer known" : descriptor.address;
-  complaints_.ignored("a connection that does not have the job's secret or is not hxcomm's", host_of(whom), whom);
-  visitors_trouble_ = "the last to connect to us, from " + whom + ", does not have the job's secret or is not hxcomm";
+  if (known || descriptor.ours || handshake == Handshake::went_well) return;
+  const std::string visitor = whom(fd);
+  visitors_trouble_ = "the last to connect to us, from " + visitor;
+  if (handshake == Handshake::given_up) {  // a port scan, too: nothing to complain of
+    visitors_trouble_ += ", hung up in the handshake: has it another secret?";
+    return;
+  }
+  visitors_trouble_ += ", has another secret, or is no hxcomm";
+  complaints_.ignored("a connection with another secret than the job's, or not of hxcomm", host_of(visitor), visitor);
 }
 
 // One frame with all its parts; libzmq hands out whole ones only.
@@ -162,11 +169,12 @@ void Wire::take(Arrival& arrival) {
   const auto found = links_.find(arrival.label);
   Link* link = found == links_.end() ? nullptr : &found->second;
   if (const char* problem = problem_of(arrival, &header)) {
+    refuse(problem, arrival, link);
     if (header.magic == kFrameMagic && header.version != kWireVersion) take_other_version(arrival, header, link);
-    return ignore(problem, arrival);
+    return;
   }
   if (link == nullptr || !link->open) {
-    if (header.type != FrameType::hello) return ignore("a frame that came before a hello", arrival);
+    if (header.type != FrameType::hello) return refuse("a frame that came before a hello", arrival, link);
     return take_hello(arrival, header, link);
   }
   if (link->tags_in) {
@@ -196,10 +204,11 @@ void Wire::dispatch(const Link& link, const FrameHeader& header, Payload&& paylo
 
 void Wire::take_hello(Arrival& arrival, const FrameHeader& header, Link* link) {
   Nonce from, to;
-  if (arrival.payload.size() != 2 * sizeof(Nonce)) return ignore("a hello that is none", arrival);
+  if (arrival.payload.size() != 2 * sizeof(Nonce)) return refuse("a hello that is none", arrival, link);
   std::memcpy(from.data(), arrival.payload.data(), sizeof from);
   std::memcpy(to.data(), arrival.payload.data() + sizeof from, sizeof to);
-  if (to != self_) return ignore("a hello for another process (one that was here before, or another job's)", arrival);
+  if (to != self_)
+    return refuse("a hello for another process (one that was here before, or another job's)", arrival, link);
   Link candidate;
   if (link == nullptr) {
     candidate.label = arrival.label;
@@ -208,17 +217,18 @@ void Wire::take_hello(Arrival& arrival, const FrameHeader& header, Link* link) {
   }
   Link& known = link == nullptr ? candidate : *link;
   if (known.tags_in) {
-    if (!tag_is_right(*known.tags_in, header, arrival)) return ignore("a hello that is not authentic", arrival);
+    if (!tag_is_right(*known.tags_in, header, arrival))
+      return refuse("a hello that is not authentic (another secret?)", arrival, link);
     known.tags_in->advance();
   }
   if (from != known.process || (link == nullptr && !(from < self_)))
-    return ignore("a hello of another process than expected", arrival);
+    return refuse("a hello of another process than expected", arrival, link);
   Process& process = processes_[from];
   if (link != nullptr) {
     link->open = true;
     return;
   }
-  if (process.lost || !process.label.empty()) return ignore("a second hello of a process", arrival);
+  if (process.lost || !process.label.empty()) return refuse("a second hello of a process", arrival, link);
   take_events();  // the connection's own have come before its hello
   Descriptor& descriptor = descriptors_[arrival.fd];
   candidate.fd = arrival.fd;
@@ -236,19 +246,30 @@ void Wire::take_other_version(const Arrival& arrival, const FrameHeader& header,
                                std::to_string(kWireVersion) + ": install the same hxcomm on all hosts";
   if (link != nullptr && !link->open) return close_link(*link, "it speaks " + versions);
   if (link != nullptr || header.type != FrameType::hello) return;
-  visitors_trouble_ = "the last to connect to us, from " + descriptors_[arrival.fd].address + ", speaks " + versions;
+  visitors_trouble_ = "the last to connect to us, from " + whom(arrival.fd) + ", speaks " + versions;
   Link visitor;  // so that it learns the same
   visitor.label = arrival.label;
   if (security_.mode == WireSecurity::Mode::mac) visitor.tags_out.emplace(security_.mac_key, self_, Nonce{});
   send_hello(visitor);
 }
 
+// The other end of a descriptor, which may be closed by the time that we hear of it.
+std::string Wire::whom(int fd) const {
+  const auto found = descriptors_.find(fd);
+  const bool known = found != descriptors_.end() && !found->second.address.empty();
+  return known ? found->second.address : "an address no longer known";
+}
+
 void Wire::ignore(const char* what, const Arrival& arrival) {
   ignored_.fetch_add(1, std::memory_order_relaxed);
-  const auto found = descriptors_.find(arrival.fd);
-  const std::string whom = found == descriptors_.end() || found->second.address.empty() ? "an address no longer known"
-                                                                                        : found->second.address;
-  complaints_.ignored(what, host_of(whom), whom);
+  const std::string sender = whom(arrival.fd);
+  complaints_.ignored(what, host_of(sender), sender);
+}
+
+// As ignore(), of somebody who is not connected: what those who wait for a connection may want to know.
+void Wire::refuse(const char* what, const Arrival& arrival, const Link* link) {
+  ignore(what, arrival);
+  if (link == nullptr) visitors_trouble_ = "the last to connect to us, from " + whom(arrival.fd) + ", sent " + what;
 }
 
 // A link whose hello was read after its descriptor had been used again may have ended unseen: libzmq knows.
