@@ -17,6 +17,19 @@ constexpr size_t kLendBytes = 64 << 10;
 // ends. The ranks beside it may tell within this time, before it is given out without a cause.
 constexpr int64_t kWitnessNs = 150'000'000;
 
+// What a host has said of an operation, null if it has not; and where to note what it says of the next one.
+template <class Slot>
+const Slot* of_sequence(const Slot (&slots)[2], uint64_t sequence) {
+  for (const Slot& slot : slots)
+    if (slot.sequence == sequence) return &slot;
+  return nullptr;
+}
+
+template <class Slot>
+Slot& older_of(Slot (&slots)[2]) {
+  return slots[0].sequence < slots[1].sequence ? slots[0] : slots[1];
+}
+
 // As the kernels' element types ask for; a small payload may lie anywhere in the buffer it was received in.
 constexpr size_t kAlignment = 16;
 
@@ -153,7 +166,7 @@ void Crossing::take(Frame&& frame) {
       take_message(std::move(frame));
       return;
     case FrameType::verdict:
-      peer.said[frame.header.sequence & 1] = {frame.header.sequence, frame.header.fingerprint};
+      older_of(peer.said) = {frame.header.sequence, frame.header.fingerprint};
       return;
     case FrameType::descriptors:
       note_descriptors(frame);
@@ -329,24 +342,24 @@ void Crossing::note_descriptors(const Frame& frame) {
   Remote& peer = remote(frame.source);
   const auto ranks = std::count(hosts_.begin(), hosts_.end(), peer.host);
   if (frame.payload.size() != static_cast<size_t>(ranks) * descriptor_bytes(group_.world_size())) return;
-  const uint64_t parity = frame.header.sequence & 1;
+  Remote::Described& described = older_of(peer.described);
   const std::byte* first = frame.payload.data();
-  peer.descriptor[parity].assign(first, first + frame.payload.size());
-  peer.described[parity] = frame.header.sequence;
+  described.bytes.assign(first, first + frame.payload.size());
+  described.sequence = frame.header.sequence;
 }
 
 // Puts them where the ranks of this host read them. False where some have not come yet.
 bool Crossing::know_all_descriptors(uint64_t sequence) {
-  const auto is_here = [&](int r) { return !remote(r).leads || remote(r).described[sequence & 1] == sequence; };
+  const auto is_here = [&](int r) { return !remote(r).leads || of_sequence(remote(r).described, sequence) != nullptr; };
   if (!std::all_of(others_.begin(), others_.end(), is_here)) return false;
   const int n = group_.world_size();
   for (const int leader : others_) {
     if (!remote(leader).leads) continue;
+    const std::byte* bytes = of_sequence(remote(leader).described, sequence)->bytes.data();
     size_t at = 0;
     for (int r = 0; r < n; ++r) {
       if (hosts_[static_cast<size_t>(r)] != remote(leader).host) continue;
-      std::memcpy(static_cast<void*>(&foreign_descriptor_at(group_.own(), n, r)),
-                  remote(leader).descriptor[sequence & 1].data() + at, descriptor_bytes(n));
+      std::memcpy(static_cast<void*>(&foreign_descriptor_at(group_.own(), n, r)), bytes + at, descriptor_bytes(n));
       at += descriptor_bytes(n);
     }
   }
@@ -364,9 +377,9 @@ Crossing::Verdict Crossing::verdict(const Op& op) {
       alike = alike && (is_remote(r) || group_.control(r).line.fingerprint_of(sequence) == mine);
     for (const int r : others_) {
       if (!remote(r).leads) continue;
-      const auto& said = remote(r).said[sequence & 1];
-      all = all && said.sequence == sequence;
-      if (said.sequence == sequence && said.fingerprint != mine) alike = false;
+      const Remote::Said* said = of_sequence(remote(r).said, sequence);
+      all = all && said != nullptr;
+      if (said != nullptr && said->fingerprint != mine) alike = false;
     }
     if (!alike) describe(op);
     if (!all || ((!alike || op.call.uneven) && !know_all_descriptors(sequence))) return Verdict::pending;
@@ -384,10 +397,9 @@ std::vector<int> Crossing::needed_by(const Op& op) const {
   const bool waits = leads() && agreed_ != op.first_sequence && op.phase >= Op::Phase::agreeing;
   for (const int r : others_) {
     const Remote& peer = remote(r);
-    const uint64_t parity = op.first_sequence & 1;
     const bool silent = waits && peer.leads &&
-                        (peer.said[parity].sequence != op.first_sequence ||
-                         (described_ && peer.described[parity] != op.first_sequence));
+                        (of_sequence(peer.said, op.first_sequence) == nullptr ||
+                         (described_ && of_sequence(peer.described, op.first_sequence) == nullptr));
     if (silent || !peer.queue.empty()) needed.push_back(r);
   }
   return needed;

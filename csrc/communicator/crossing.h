@@ -100,12 +100,15 @@ class Crossing final : public FrameHandler, public Messages {
     uint64_t sent = 0, acknowledged = 0, taken = 0, told = 0;
     std::deque<Queued> queue;
     std::deque<Frame> early;
-    // By parity of the sequence, as in lines; of leaders only.
+    // Of leaders only: of the operation that runs here and of the next one, in any order. Not by parity as in lines:
+    // an operation takes as many sequences as it has windows, and a host may be one operation ahead.
     struct Said {
       uint64_t sequence = 0, fingerprint = 0;
     } said[2];
-    uint64_t described[2] = {};  // the sequences that the descriptors below are of
-    std::vector<std::byte> descriptor[2];
+    struct Described {
+      uint64_t sequence = 0;
+      std::vector<std::byte> bytes;
+    } described[2];
     // Under mutex_.
     std::deque<Payload> packets;
     std::string loss;

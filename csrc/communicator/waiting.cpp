@@ -67,12 +67,14 @@ std::string Group::waiting_for(const Op& op) const {
 
 std::string Group::waiting_abroad_for(const Op& op, const Awaited& awaited) const {
   const auto label = [this](int rank) { return config_.labels[static_cast<size_t>(rank)]; };
+  // At AGREE a leader awaits its own verdict.
+  const bool sending = awaited.peer == config_.rank && awaited.value == 0;
   std::string text;
   for (const int r : crossing_->needed_by(op))
-    text += (text.empty() ? "" : ", ") + label(r) +
-            (awaited.peer == config_.rank ? " (which takes nothing)" : " (its host has not called it)");
+    text +=
+        (text.empty() ? "" : ", ") + label(r) + (sending ? " (which takes nothing)" : " (its host has not called it)");
   if (!text.empty()) return text;
-  if (awaited.peer == config_.rank) return "what it has sent to leave";
+  if (sending) return "what it has sent to leave";
   if (crossing_->is_remote(awaited.peer)) return label(awaited.peer) + " (its message has not come)";
   return label(awaited.peer) + " (which has not heard of all other hosts)";
 }
