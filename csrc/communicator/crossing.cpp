@@ -30,6 +30,10 @@ Slot& older_of(Slot (&slots)[2]) {
   return slots[0].sequence < slots[1].sequence ? slots[0] : slots[1];
 }
 
+// In the flags of a message: the verdict of the sender's host, whose leader it is, is the fingerprint of the message.
+// A frame by itself cost 10 to 20 us more for a 16 KiB all_reduce of two ranks.
+constexpr uint32_t kWithVerdict = 1;
+
 // As the kernels' element types ask for; a small payload may lie anywhere in the buffer it was received in.
 constexpr size_t kAlignment = 16;
 
@@ -163,6 +167,8 @@ void Crossing::take(Frame&& frame) {
   peer.acknowledged = std::max(peer.acknowledged, frame.header.aux);
   switch (frame.header.type) {
     case FrameType::message:
+      if ((frame.header.flags & kWithVerdict) != 0)
+        older_of(peer.said) = {frame.header.sequence, frame.header.fingerprint};
       take_message(std::move(frame));
       return;
     case FrameType::verdict:
@@ -276,6 +282,10 @@ void Crossing::hand_over(int peer, FrameHeader header, Queued message) {
 void Crossing::transmit(Remote& to, FrameHeader header, const Queued& message) {
   ++to.sent;
   header.aux = to.told = to.taken;
+  if (to.verdict_due && header.sequence == first_) {
+    header.flags = kWithVerdict;
+    to.verdict_due = false;
+  }
   // A rank that is lost gets nothing, and check_losses() ends the group.
   if (message.lent != nullptr)
     wire_.send_lent(to.process, header, message.lent, message.nbytes, lent_);
@@ -313,12 +323,21 @@ bool Crossing::all_sent() { return queued_ == 0 && !lends(); }
 void Crossing::announce(const Op& op, uint64_t fingerprint) {
   // The counts of an uneven call differ by rank and are compared by all, so they go along.
   if (op.call.uneven || fingerprint == 0) describe(op);
+  verdict_ = fingerprint;
+  for (const int r : others_) remote(r).verdict_due = remote(r).leads;
+  // Only a rank that goes on to run its plan will send messages.
+  if (op.call.uneven || fingerprint == 0) send_due_verdicts();
+}
+
+void Crossing::send_due_verdicts() {
   for (const int r : others_) {
-    if (!remote(r).leads) continue;
-    FrameHeader header = this->header(FrameType::verdict, r, op.first_sequence);
-    header.fingerprint = fingerprint;
-    header.aux = remote(r).told = remote(r).taken;
-    wire_.send(remote(r).process, header, nullptr, 0);
+    Remote& to = remote(r);
+    if (!to.verdict_due) continue;
+    to.verdict_due = false;
+    FrameHeader header = this->header(FrameType::verdict, r, first_);
+    header.fingerprint = verdict_;
+    header.aux = to.told = to.taken;
+    wire_.send(to.process, header, nullptr, 0);
   }
 }
 
@@ -369,6 +388,7 @@ bool Crossing::know_all_descriptors(uint64_t sequence) {
 Crossing::Verdict Crossing::verdict(const Op& op) {
   const uint64_t sequence = op.first_sequence;
   if (agreed_ == sequence) return Verdict::agreed;
+  send_due_verdicts();  // whoever asks waits
   Line& line = group_.control(leader_).line;
   if (leads() && !line.has_verdict(sequence)) {
     const uint64_t mine = op.refusal.empty() ? fingerprint_ : 0;
@@ -405,7 +425,10 @@ std::vector<int> Crossing::needed_by(const Op& op) const {
   return needed;
 }
 
-bool Crossing::agreed() { return agreed_ == first_; }
+bool Crossing::agreed() {
+  if (agreed_ != first_) send_due_verdicts();
+  return agreed_ == first_;
+}
 
 void Crossing::send_packet(int peer, const Packet& packet) {
   wire_.send(remote(peer).process, header(FrameType::packet, peer, 0), &packet,

@@ -98,6 +98,7 @@ class Crossing final : public FrameHandler, public Messages {
     bool leads = false;
     // The driver's.
     uint64_t sent = 0, acknowledged = 0, taken = 0, told = 0;
+    bool verdict_due = false;  // to this leader: with the first message to it, or by itself where there is none
     std::deque<Queued> queue;
     std::deque<Frame> early;
     // Of leaders only: of the operation that runs here and of the next one, in any order. Not by parity as in lines:
@@ -125,6 +126,7 @@ class Crossing final : public FrameHandler, public Messages {
   void flush();
   void take(Frame&& frame);
   void take_message(Frame&& frame);
+  void send_due_verdicts();
   void describe(const Op& op);
   void note_descriptors(const Frame& frame);
   bool know_all_descriptors(uint64_t sequence);
@@ -143,6 +145,7 @@ class Crossing final : public FrameHandler, public Messages {
   uint64_t current_ = 0, first_ = 0, fingerprint_ = 0;
   bool running_ = false;
   bool described_ = false;  // this host's descriptors of `first_` have been sent
+  uint64_t verdict_ = 0;    // of this host on it, where this rank leads
   uint64_t agreed_ = 0;     // the sequence of the last operation that all hosts agreed on
   std::vector<std::optional<Payload>> arrivals_;
   std::shared_ptr<Payload> outgoing_;
