@@ -99,7 +99,7 @@ def in_groups(rank: int, world_size: int) -> dict[str, Any]:
                 found[f"{name}, {device}"] = algorithms_of(groups[name], device)
     found["all"] = algorithms_of(dist.group.WORLD, "cpu")
     # Posted in another order by each rank, waited for in the order of the other one.
-    pair, again = groups["one of each"], groups["mixed"]
+    pair, again = groups["one of each"], groups["one of each again"]
     tensors = [torch.full((300_001,), float(rank)), torch.full((5,), float(rank))]
     order = [(group, tensor) for group, tensor in ((pair, tensors[0]), (again, tensors[1])) if rank_in(group)]
     works = [
@@ -124,6 +124,7 @@ SHARED = {"all_reduce": "hierarchical", "broadcast": "hierarchical"}
 @pytest.mark.ranks
 def test_each_group_takes_the_way_of_its_own_layout(network: Networks) -> None:
     ways = {"host 0": ALONE, "host 1": ALONE, "mixed": SHARED, "one of each": EACH_ON_ITS_OWN}
+    ways["one of each again"] = EACH_ON_ITS_OWN
     for rank, found in enumerate(network(2).run_ranks(in_groups, (2, 3), env=ENV, op_timeout_s=20)):
         assert found.pop("all") == SHARED
         assert set(found) == {
