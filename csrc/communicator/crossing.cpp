@@ -223,8 +223,10 @@ void Crossing::finish(const Op& op, bool failed) {
   current_ = op.sequence + 1;
   arrivals_.clear();
   outgoing_.reset();
-  if (!failed || queued_ == 0) return;
-  // Nobody wants what a failed operation has not sent yet.
+  if (failed) drop_queued();
+}
+
+void Crossing::drop_queued() {
   for (const int r : others_) remote(r).queue.clear();
   queued_ = queued_lent_ = 0;
 }
@@ -259,7 +261,8 @@ void Crossing::send(int peer, uint32_t number) {
 }
 
 bool Crossing::lend(int peer, uint32_t number, const std::byte* data, size_t nbytes) {
-  if (nbytes < kLendBytes) return false;
+  // What fails in the middle of an operation is overwritten by its user, sent or not.
+  if (nbytes < kLendBytes || !wire_.may_lend()) return false;
   FrameHeader header = this->header(FrameType::message, peer, current_);
   header.fingerprint = fingerprint_;
   header.number = number;

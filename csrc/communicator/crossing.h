@@ -47,7 +47,8 @@ class Crossing final : public FrameHandler, public Messages {
   // By the leader, once all ranks of this host have arrived at the operation: what they call, 0 where they differ.
   void announce(const Op& op, uint64_t fingerprint);
   Verdict verdict(const Op& op);
-  bool all_sent();  // nothing waits for credits, and nothing is lent
+  void drop_queued();  // nobody wants what a failed operation has not sent yet
+  bool all_sent();     // nothing waits for credits, and nothing is lent
   // Takes what has arrived. True where there was something.
   bool absorb();
 

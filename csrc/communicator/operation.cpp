@@ -26,8 +26,9 @@ uint64_t window_for(const Op& op) {
       op.mapped() && !plan.crosses ? kWholeBlock : std::max<uint64_t>(op.choice.segment_bytes / item_size(dtype), 64);
   if (plan.crosses) {
     // A message is a chunk at most, and the pieces of a block are rounded up to 16 elements.
-    const auto pieces = static_cast<uint64_t>(std::min(plan.input.blocks > 0 ? plan.input.pieces : plan.output.pieces,
-                                                       plan.output.blocks > 0 ? plan.output.pieces : plan.input.pieces));
+    const auto pieces =
+        static_cast<uint64_t>(std::min(plan.input.blocks > 0 ? plan.input.pieces : plan.output.pieces,
+                                       plan.output.blocks > 0 ? plan.output.pieces : plan.input.pieces));
     window = std::min(window, (kMaxMessageBytes / accumulation_size(dtype) - 16) * pieces);
   }
   // Unequal counts are not known everywhere yet, so the window must not depend on them.
@@ -174,7 +175,9 @@ Group::Step Group::agree(Op& op) {
 
 // Throws where the hosts have found that their ranks call different operations.
 void Group::look_abroad(Op& op) {
-  if (crossing_->verdict(op) != Crossing::Verdict::differ || !op.refusal.empty() || crossing_->lends()) return;
+  if (crossing_->verdict(op) != Crossing::Verdict::differ || !op.refusal.empty()) return;
+  crossing_->drop_queued();        // its receivers may have raised already, and take nothing until their next call
+  if (crossing_->lends()) return;  // the user is about to have that memory back
   throw Error(ErrorKind::mismatch, mismatch_table(descriptors(op.first_sequence), op.first_sequence, config_.labels));
 }
 

@@ -225,6 +225,7 @@ uint32_t Endpoint::announce_sleep() { return segment_.header().doorbell.announce
 bool Endpoint::sleep(uint32_t doorbell, int64_t timeout_ns) {
   const Wire* wire = this->wire();
   if (wire == nullptr) return futex_wait(segment_.header().doorbell.rings, doorbell, timeout_ns);
+  if (pump_wire()) return true;  // its descriptors say nothing of what is there already
   // Who rings after this look writes to the bell, too.
   if (segment_.header().doorbell.rings.load(std::memory_order_acquire) != doorbell) return true;
   std::vector<pollfd> descriptors{{bell_, POLLIN, 0}};

@@ -51,6 +51,8 @@ class Wire {
   // Shares the memory with whatever else it is sent to: it may not be changed any more.
   Payload make_payload(size_t nbytes) const { return Payload(nbytes); }
   bool send(const Nonce& to, const FrameHeader& header, const Payload& payload);
+  // Whether memory may change between send_lent() and its end: not where the frame carries a code made of it.
+  bool may_lend() const { return security_.mode != WireSecurity::Mode::mac; }
   // Copies nothing: counts `*lent` up, and down again (on any thread) when the memory may be changed, sent or not.
   bool send_lent(const Nonce& to, const FrameHeader& header, const void* data, size_t nbytes,
                  std::shared_ptr<std::atomic<int>> lent);
