@@ -29,6 +29,9 @@ class Group;
 
 constexpr int kAnySource = -1;
 
+// "3 elements of float32", for messages.
+std::string elements(uint64_t count, DType dtype, DeviceKind device = DeviceKind::cpu);
+
 class PointToPoint {
  public:
   explicit PointToPoint(Group& group);

@@ -97,13 +97,8 @@ Instruction read_transfer(Reader& reader, Plan& plan) {
   return in;
 }
 
-}  // namespace
-
-Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
-  Plan plan;
-  plan.hash = hash;
-  plan.algorithm = std::move(algorithm);
-  plan.words = std::move(words);
+// Returns the number of rounds.
+int32_t read_header(Plan& plan) {
   Reader header(plan.words, 0, plan.algorithm);
   header.next_in(kMagic, kMagic, "the magic number");
   header.next_in(kVersion, kVersion, "the plan version");
@@ -125,7 +120,17 @@ Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorit
   plan.crosses = (flags & 16) != 0;
   for (int word = 11; word < 15; ++word) header.next();
   plan.messages = header.next_in(0, plan.crosses ? 1 << 24 : 0, "the number of messages");
+  return rounds;
+}
 
+}  // namespace
+
+Plan Plan::decode(std::vector<int32_t> words, uint64_t hash, std::string algorithm) {
+  Plan plan;
+  plan.hash = hash;
+  plan.algorithm = std::move(algorithm);
+  plan.words = std::move(words);
+  const int32_t rounds = read_header(plan);
   Reader reader(plan.words, kHeaderWords, plan.algorithm);
   bool entered = false, agreed = false;
   for (;;) {
