@@ -307,7 +307,6 @@ SPIN_US: Variable[int | None] = Variable(
     "How long a waiting rank spins before it sleeps; auto spins little where there are more ranks than cores.",
     _microseconds_or_auto,
 )
-
 TRACE: Variable[frozenset[str]] = Variable(
     "HXCOMM_TRACE",
     "words, comma-separated; known: callsite",
@@ -315,11 +314,19 @@ TRACE: Variable[frozenset[str]] = Variable(
     "callsite: `hxcomm top` and HXCOMM_DUMP show where in the program each call stands; costs about 1 us a call.",
     _set_of("callsite"),
 )
+TUNING: Variable[str | None] = Variable(
+    "HXCOMM_TUNING",
+    "a file that `hxcomm tune` wrote, with the same content on every rank",
+    None,
+    "Algorithms and segments by what was measured, for groups whose ranks lie on hosts as in the table; HXCOMM_ALGO, "
+    "HXCOMM_SEGMENT, Options and registered selectors win over it.",
+    str,
+)
 
 VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
     for variable in (
-        *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE),
+        *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE, TUNING),
         *(DEVICE, CHIPS, HBM, FALLBACK),
         *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )

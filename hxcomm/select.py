@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from hxcomm import _core, algorithms, environment
+from hxcomm import _core, algorithms, environment, tuning
 from hxcomm.schedule import OPS, compile_plan, prove
 from hxcomm.schedule.crossing import ranks_by_host, several
 
@@ -88,6 +89,17 @@ def default_algorithm(
     return "direct", "one hand-over, every byte read once"
 
 
+def keeps_rank_order(op: str, algorithm: str, layout: Layout) -> bool:
+    """Whether the op reduces in rank order there, or does not reduce: the same bits wherever the ranks are."""
+    if not OPS[op].reduces:
+        return True
+    n = layout.world_size
+    return all(
+        prove(algorithms.build(op, algorithm, n, root, layout.hosts)).order == "rank order"
+        for root in ({0, n - 1} if OPS[op].rooted else {None})
+    )
+
+
 def _across_hosts(op: str, nbytes: int, layout: Layout, rank_order: bool) -> tuple[str, str]:
     shared = max(map(len, ranks_by_host(layout.hosts))) > 1
     if shared and "hierarchical" in algorithms.names(op) and not (rank_order and OPS[op].reduces):
@@ -99,6 +111,14 @@ def _across_hosts(op: str, nbytes: int, layout: Layout, rank_order: bool) -> tup
     return "two_shot", f"more than {CROSSING_ONE_SHOT_BYTES} bytes: each rank gets and sends its share only"
 
 
+class Choice(NamedTuple):
+    """`segment_bytes`: of a window, where a measured one belongs to the algorithm."""
+
+    algorithm: str
+    why: str
+    segment_bytes: int | None = None
+
+
 @dataclass
 class Planner:
     """The planner of one rank of one group.
@@ -106,6 +126,8 @@ class Planner:
     `overrides` maps an op to the algorithm that the user asked for (HXCOMM_ALGO or Options); it wins over selectors.
     Unknown ops and algorithms are refused here, when the group is made: ValueError listing those that exist.
     `segment_bytes`: of a window, where the user asked for it. `layout` may be set when it is known where the ranks are.
+    The table that HXCOMM_TUNING names is read here, too, and wins over the built-in choice: ValueError where it is
+    wrong.
     """
 
     rank: int
@@ -117,6 +139,8 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.rank_order = environment.DETERMINISM.get() == "layout"
+        file = environment.TUNING.get()
+        self.table = tuning.load(file) if file is not None else None
         for op, algorithm in self.overrides.items():
             self._check(op, algorithm, "asked for (HXCOMM_ALGO or Options)")
             self._check_order(op, algorithm)
@@ -129,33 +153,52 @@ class Planner:
             raise ValueError(f"{op} has no algorithm {algorithm!r}, {by}; it has: {', '.join(known)}")
 
     def _check_order(self, op: str, algorithm: str) -> None:
-        if not self.rank_order or not OPS[op].reduces:
-            return
-        n, hosts = self.layout.world_size, self.layout.hosts
-        for root in {0, n - 1} if OPS[op].rooted else {None}:
-            if prove(algorithms.build(op, algorithm, n, root, hosts)).order != "rank order":
-                raise ValueError(
-                    f"{op} {algorithm} does not reduce in rank order on {self.layout.n_hosts} hosts, which "
-                    "HXCOMM_DETERMINISM=layout asks for: choose another algorithm, or unset it"
-                )
+        if self.rank_order and not keeps_rank_order(op, algorithm, self.layout):
+            raise ValueError(
+                f"{op} {algorithm} does not reduce in rank order on {self.layout.n_hosts} hosts, which "
+                "HXCOMM_DETERMINISM=layout asks for: choose another algorithm, or unset it"
+            )
 
     def settings(self) -> str:
         """What must be equal on every rank for their choices to agree."""
         asked = ",".join(f"{op}:{name}" for op, name in sorted(self.overrides.items())) or "default"
         segment = f"{self.segment_bytes} bytes" if self.segment_bytes else "default"
         order = "rank order" if self.rank_order else "any order"
-        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors"
+        table = f"tuning {self.table.identity()}" if self.table else "no tuning"
+        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors; {table}"
 
-    def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False) -> tuple[str, str]:
-        """(algorithm, why)."""
+    def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False) -> Choice:
+        """By authority: what the user asked for, a registered selector, the table, the built-in choice."""
         if op in self.overrides:
-            return self.overrides[op], "asked for (HXCOMM_ALGO or Options)"
+            return Choice(self.overrides[op], "asked for (HXCOMM_ALGO or Options)")
         for selector in reversed(_selectors):
             name = selector(op, nbytes, dtype, self.layout, None)
             if name is not None:
                 self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
-                return name, f"the selector {getattr(selector, '__name__', selector)!r}"
-        return default_algorithm(op, nbytes, self.layout, mapped, self.rank_order)
+                return Choice(name, f"the selector {getattr(selector, '__name__', selector)!r}")
+        measured = self._measured(op, nbytes, mapped)
+        if isinstance(measured, Choice):
+            return measured
+        name, why = default_algorithm(op, nbytes, self.layout, mapped, self.rank_order)
+        return Choice(name, f"{why}{measured}")
+
+    def _measured(self, op: str, nbytes: int, mapped: bool) -> Choice | str:
+        """What the table says, or why it says nothing here: to be added to the reason for the built-in choice."""
+        if self.table is None:
+            return ""
+        if self.table.hosts != self.layout.hosts:
+            group = f"{self.layout.world_size} on {','.join(map(str, self.layout.hosts))}"
+            return f" (not by {self.table.name}: it is for {self.table.where()}, this group has {group})"
+        device = "hx" if mapped else "cpu"
+        row = self.table.row(op, nbytes, device)
+        if row is None:
+            return f" (not by {self.table.name}: it has no row for {op} of {nbytes} bytes on {device})"
+        if self.rank_order and not keeps_rank_order(op, row.algorithm, self.layout):
+            return f" (not by {self.table.name}: HXCOMM_DETERMINISM=layout, and {row.algorithm} is not in rank order)"
+        why = f"measured ({self.table.name}): {row.us:g} us for {row.measured_bytes} bytes"
+        if row.runner_up is not None:
+            why += f", {row.runner_up.algorithm} {row.runner_up.us:g} us"
+        return Choice(row.algorithm, why, row.segment_bytes)
 
     def plan(self, op: str, algorithm: str, root: int, mapped: bool) -> _core.Plan:
         """The compiled plan of this rank; compiled once."""
@@ -168,22 +211,25 @@ class Planner:
             self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)
         return self._plans[key]
 
-    def window_bytes(self, dtype: str) -> int:
-        """Of a block, for ops that are cut into windows."""
+    def window_bytes(self, dtype: str, measured: int | None = None) -> int:
+        """Of a block, for ops that are cut into windows; `measured` is what the table says."""
+        asked = self.segment_bytes or measured
         if self.layout.n_hosts == 1:
-            return self.segment_bytes or SEGMENT_BYTES
+            return asked or SEGMENT_BYTES
         # Where a window is one chunk, all of it is one message.
-        return min(self.segment_bytes or CROSSING_SEGMENT_BYTES, MESSAGE_BYTES // _ACCUMULATED_LARGER.get(dtype, 1))
+        return min(asked or CROSSING_SEGMENT_BYTES, MESSAGE_BYTES // _ACCUMULATED_LARGER.get(dtype, 1))
 
     def __call__(
         self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int, mapped: bool = False
     ) -> tuple[_core.Plan, int]:
         """`mapped`: peers reach the tensors of the call, so the plan touches them; else it goes through scratch."""
-        algorithm, why = self.choose(op, nbytes, dtype, mapped)
+        choice = self.choose(op, nbytes, dtype, mapped)
+        window = self.window_bytes(dtype, choice.segment_bytes)
         if "algo" in environment.DEBUG.get():
             print(
-                f"hxcomm: rank {self.rank} of '{self.group}': {op} of {nbytes} bytes {dtype} runs {algorithm}: {why}",
+                f"hxcomm: rank {self.rank} of '{self.group}': {op} of {nbytes} bytes {dtype} runs "
+                f"{choice.algorithm}: {choice.why}",
                 file=sys.stderr,
                 flush=True,
             )
-        return self.plan(op, algorithm, root, mapped), self.window_bytes(dtype)
+        return self.plan(op, choice.algorithm, root, mapped), window
