@@ -17,6 +17,7 @@ from pathlib import Path
 
 import hxcomm
 from hxcomm import build_check, environment
+from hxcomm.tune import arguments as tune_arguments
 
 ROOTED_AT = 0  # the root that `show` draws; `prove` takes the last rank, too
 
@@ -76,7 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--json", action="store_true", help="one line of JSON each time")
     top.set_defaults(run=_top)
 
-    verify = commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
+    tune = commands.add_parser(
+        "tune",
+        help="measure which algorithms are fastest here, and write a table for HXCOMM_TUNING",
+        description="Starts ranks on this host that measure. On several hosts: torchrun ... -m hxcomm.tune --out FILE.",
+    )
+    tune.add_argument("--ranks", type=_count, required=True, metavar="N", help="world size; the table is for it only")
+    tune_arguments.add_to(tune)
+    tune.set_defaults(run=_tune)
+
+    _add_verify(
+        commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
+    )
+    return parser
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backend", default="hxcomm", metavar="NAME", help="any that torch knows (default: hxcomm)")
     verify.add_argument("--device", default="cpu", metavar="DEV", help="of the tensors: cpu (default), cuda, ...")
     verify.add_argument(
@@ -104,7 +120,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", type=Path, metavar="FILE", help="write every result as JSON")
     verify.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     verify.set_defaults(run=_verify)
-    return parser
 
 
 def _pid(text: str) -> int:
@@ -224,6 +239,19 @@ def _verify(options: argparse.Namespace) -> int:
         return command.run(options)
     except command.UsageError as error:
         raise UsageError(str(error)) from error
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from hxcomm.bench import arguments
+
+    try:
+        settings = tune_arguments.settings_of(options)
+    except arguments.UsageError as error:
+        raise UsageError(str(error)) from error
+    if options.ranks < 2:
+        raise UsageError("--ranks 1: there is nothing to choose for one rank")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"]
+    return subprocess.run([*torchrun, "-m", "hxcomm.tune", *settings.words()]).returncode
 
 
 def _info(options: argparse.Namespace) -> int:

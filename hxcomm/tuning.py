@@ -67,10 +67,12 @@ class Table:
     digest: str = ""
 
     def row(self, op: str, nbytes: int, device: str) -> Row | None:
-        """The row for a block of `nbytes`; None beyond what was measured, and for 0 bytes, which say nothing."""
-        if nbytes < 1:
+        """The row for a block of `nbytes`; None beyond what was measured: shorter than half of the smallest, longer
+        than the last row says."""
+        rows = [row for row in self.rows if (row.op, row.device) == (op, device)]
+        if not rows or 2 * nbytes < rows[0].measured_bytes:
             return None
-        return next((r for r in self.rows if r.op == op and r.device == device and nbytes <= r.up_to_bytes), None)
+        return next((row for row in rows if nbytes <= row.up_to_bytes), None)
 
     def identity(self) -> str:
         """What ranks compare: the content, with a name to find it by. The folder may differ from host to host."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,8 +14,12 @@ from typing import Any
 
 import pytest
 
-from hxcomm import select, tuning
+from hxcomm import algorithms, select, tuning
+from hxcomm.bench.arguments import UsageError
+from hxcomm.cli import main
 from hxcomm.select import SEGMENT_BYTES, Layout, Planner
+from hxcomm.tune import arguments, deciding
+from hxcomm.tune.deciding import Variant
 from hxcomm.tuning import Measured, Row, Table
 
 Pool = Callable[[int], Any]
@@ -128,10 +134,10 @@ def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.usefixtures("file")
-def test_a_row_holds_up_to_its_bytes_and_beyond_the_last_the_built_in_choice_does() -> None:
-    chosen = {n: planner().choose("all_reduce", n, "float32") for n in (0, 1, 128, 129, 1 << 20, (1 << 20) + 1)}
+def test_a_row_holds_up_to_its_bytes_and_beyond_what_was_measured_the_built_in_choice_does() -> None:
+    chosen = {n: planner().choose("all_reduce", n, "float32") for n in (0, 31, 32, 128, 129, 1 << 20, (1 << 20) + 1)}
     assert [choice.algorithm for choice in chosen.values()] == [
-        *("one_shot", "two_shot", "two_shot", "ring", "ring", "two_shot"),
+        *("one_shot", "one_shot", "two_shot", "two_shot", "ring", "ring", "two_shot"),
     ]
     assert chosen[128].why == "measured (table.json): 9.5 us for 64 bytes, one_shot 12 us"
     assert "not by table.json: it has no row for all_reduce of 1048577 bytes on cpu" in chosen[(1 << 20) + 1].why
@@ -147,7 +153,7 @@ def test_tensors_that_peers_reach_go_by_the_rows_of_hx() -> None:
 @pytest.mark.usefixtures("file", "no_selectors")
 def test_who_asks_wins_over_selectors_and_these_over_the_table() -> None:
     def chosen(asked: dict[str, str]) -> str:
-        return planner(asked).choose("all_gather", 4096, "float32").algorithm
+        return planner(asked).choose("all_gather", 65536, "float32").algorithm
 
     assert chosen({}) == "ring"
     select.register_selector(lambda op, nbytes, dtype, layout, chip: "hierarchical" if op == "all_gather" else None)
@@ -171,8 +177,8 @@ def test_a_measured_window_belongs_to_the_measured_choice_and_gives_way_to_the_u
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("layout", [Layout(3), Layout(2, (0, 1))], ids=["more ranks", "two hosts"])
 def test_a_group_that_lies_otherwise_goes_by_the_built_in_choice_and_says_why(layout: Layout) -> None:
-    built_in = select.default_algorithm("all_gather", 4096, layout)
-    choice = Planner(0, layout, "g", {}).choose("all_gather", 4096, "float32")
+    built_in = select.default_algorithm("all_gather", 65536, layout)
+    choice = Planner(0, layout, "g", {}).choose("all_gather", 65536, "float32")
     assert (choice.algorithm, choice.segment_bytes) == (built_in[0], None)
     assert choice.why.startswith(built_in[1])
     assert "(not by table.json: it is for 2 ranks on hosts 0,0, this group has " in choice.why
@@ -182,7 +188,7 @@ def test_a_group_that_lies_otherwise_goes_by_the_built_in_choice_and_says_why(la
 def test_the_layout_counts_as_it_is_when_a_call_comes_not_when_the_planner_was_made() -> None:
     of_one_host = planner()
     of_one_host.layout = Layout(2, (0, 1))
-    assert of_one_host.choose("all_gather", 4096, "float32").algorithm == "direct"
+    assert of_one_host.choose("all_gather", 65536, "float32").algorithm == "direct"
 
 
 @pytest.mark.usefixtures("file")
@@ -194,7 +200,7 @@ def test_determinism_by_layout_passes_over_rows_out_of_rank_order(monkeypatch: p
     choice = in_order.choose("all_reduce", 65536, "float32")
     assert choice.algorithm == "two_shot" and "HXCOMM_DETERMINISM=layout, and ring is not in rank order" in choice.why
     assert in_order.choose("all_reduce", 64, "float32").why.startswith("measured")
-    assert in_order.choose("all_gather", 4096, "float32").algorithm == "ring"
+    assert in_order.choose("all_gather", 65536, "float32").algorithm == "ring"
     monkeypatch.delenv("HXCOMM_DETERMINISM")
     in_any_order = planner(world_size=3)
     in_any_order.table = three
@@ -255,3 +261,185 @@ def test_a_table_that_one_rank_cannot_read_ends_the_setup_of_all(file: Path, ran
     texts = rank_pool(2).run(differing_tables, [str(file), str(file.with_name("gone.json"))], backend=None)
     assert texts[0].startswith("InitError") and "rank 1 did not take part: HXCOMM_TUNING=" in texts[0], texts[0]
     assert texts[1].startswith("ValueError") and "gone.json: cannot be read" in texts[1], texts[1]
+
+
+# --- what is measured, and which rows follow ---
+
+
+def test_candidates_are_what_the_built_in_choice_could_make_unasked() -> None:
+    one_host, pairs, apart = Layout(4), Layout(4, (0, 0, 1, 1)), Layout(4, (0, 1, 2, 3))
+
+    def found(layout: Layout, rank_order: bool = False) -> dict[str, list[str]]:
+        return {op: deciding.candidates(op, layout, rank_order) for op in arguments.OPS}
+
+    assert found(one_host) == {
+        "all_reduce": ["one_shot", "two_shot"],
+        "all_gather": ["direct", "ring"],
+        "reduce_scatter": ["direct"],
+        "broadcast": ["binomial_tree", "direct"],
+        "reduce": ["direct"],
+    }
+    assert found(apart) == found(one_host)
+    assert found(pairs)["all_reduce"] == ["hierarchical", "one_shot", "two_shot"]
+    assert found(pairs)["reduce"] == ["direct", "hierarchical"]
+    assert found(pairs, rank_order=True)["all_reduce"] == ["one_shot", "two_shot"]
+    assert found(pairs, rank_order=True)["broadcast"] == ["binomial_tree", "direct", "hierarchical"]
+
+
+def test_every_op_that_leaves_a_choice_can_be_measured() -> None:
+    assert set(arguments.OPS) == {op for op in algorithms.OPS if len(algorithms.names(op)) > 1}
+
+
+def test_windows_are_measured_for_large_blocks_of_cpu_only() -> None:
+    def segments(op: str, nbytes: int, device: str) -> set[int | None]:
+        return {each.segment_bytes for each in deciding.variants(op, nbytes, device, Layout(4), False)}
+
+    assert segments("all_reduce", 1 << 18, "cpu") == {None}
+    assert segments("all_reduce", 1 << 20, "cpu") == {256 << 10, 1 << 20, 2 << 20}
+    assert segments("all_reduce", 1 << 20, "hx") == {None}
+    assert segments("reduce", 1 << 18, "cpu") == set()  # one algorithm, one window: nothing to choose
+    assert segments("reduce", 1 << 20, "cpu") == {256 << 10, 1 << 20, 2 << 20}
+
+
+def test_rows_name_the_fastest_up_to_the_middle_between_two_sizes() -> None:
+    one_shot, two_shot = Variant("one_shot", None), Variant("two_shot", None)
+    times = [(1024, {one_shot: 10.0, two_shot: 5.0}), (4096, {one_shot: 10.0, two_shot: 9.0})]
+    assert deciding.decide("all_reduce", "cpu", times, Layout(4), False) == [
+        Row("all_reduce", "cpu", 2048, 1024, "two_shot", None, 5.0, Measured("one_shot", None, 10.0)),
+        Row("all_reduce", "cpu", 8192, 4096, "two_shot", None, 9.0, Measured("one_shot", None, 10.0)),
+    ]
+
+
+def test_the_built_in_choice_stays_where_nothing_is_clearly_faster() -> None:
+    built_in, other = Variant("direct", 256 << 10), Variant("ring", 1 << 20)
+    (row,) = deciding.decide("all_gather", "cpu", [(1 << 20, {built_in: 100.0, other: 96.0})], Layout(4), False)
+    assert (row.algorithm, row.segment_bytes, row.us) == ("direct", 256 << 10, 100.0)
+    (row,) = deciding.decide("all_gather", "cpu", [(1 << 20, {built_in: 100.0, other: 94.0})], Layout(4), False)
+    assert (row.algorithm, row.segment_bytes, row.us) == ("ring", 1 << 20, 94.0)
+
+
+def test_rows_of_real_times_make_a_table_that_can_be_read(file: Path) -> None:
+    times = [(n, {Variant("one_shot", None): 12.3456, Variant("two_shot", None): 2e-5}) for n in (1, 2, 3, 64)]
+    written = table(tuple(deciding.decide("all_reduce", "hx", times, Layout(2), False)))
+    file.write_text(written.text())
+    assert tuning.load(str(file)).rows == written.rows
+
+
+# --- a real run ---
+
+
+def names_of_algorithms(rank: int, world_size: int) -> set[tuple[str, str, str]]:
+    """What one call of each measured op and a device ran."""
+    import torch
+    import torch.distributed as dist
+
+    import hxcomm
+
+    whole, part = torch.ones(64), torch.ones(64 // world_size)
+    dist.all_reduce(whole)
+    dist.all_gather_single(whole, part)
+    dist.all_reduce(torch.ones(64, device="hx"))
+    return {(row["op"], row["memory"], row["algorithm"]) for row in hxcomm.statistics()}
+
+
+def test_a_run_writes_a_table_that_the_next_program_follows(
+    tmp_path: Path, rank_pool: Pool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HXCOMM_DEBUG", "algo")
+    out = tmp_path / "table.json"
+    words = ["tune", "--ranks", "2", "--out", str(out), "--device", "cpu,hx", "--ops", "all_reduce,all_gather"]
+    assert main([*words, "--sizes", "256,1MiB,2MiB", "--iters", "5", "--budget-s", "600"]) == 0
+    said = capfd.readouterr().err
+    for op, nbytes, names in (("all_reduce", 256, ("one_shot", "two_shot")), ("all_gather", 128, ("direct", "ring"))):
+        assert all(said.count(f"{op} of {nbytes} bytes float32 runs {name}: asked for") == 4 for name in names), said
+    written = tuning.load(str(out))
+    assert (written.world_size, written.hosts) == (2, (0, 0))
+    assert {(row.op, row.device, row.measured_bytes) for row in written.rows} == {
+        *(("all_reduce", device, nbytes) for device in ("cpu", "hx") for nbytes in (256, 1 << 20, 2 << 20)),
+        *(("all_gather", device, nbytes) for device in ("cpu", "hx") for nbytes in (128, 1 << 19, 1 << 20)),
+    }
+    assert all(row.runner_up is not None for row in written.rows)
+    assert {row.segment_bytes is None for row in written.rows if row.measured_bytes < 1 << 20} == {True}
+
+    # What was measured, turned round: the built-in choice cannot be mistaken for it.
+    turned = tuple(
+        replace(row, algorithm=row.runner_up.algorithm, runner_up=replace(row.runner_up, algorithm=row.algorithm))
+        for row in written.rows
+        if row.runner_up is not None
+    )
+    for followed in (written, replace(written, rows=turned)):
+        out.write_text(followed.text())
+        chosen = [followed.row(op, nbytes, device) for op, nbytes, device in CALLS]
+        expected = {
+            (op, "mapped" if device == "hx" else "staged", row.algorithm)
+            for (op, _, device), row in zip(CALLS, chosen, strict=True)
+            if row is not None
+        }
+        assert len(expected) == len(CALLS)
+        for ran in rank_pool(2).run(names_of_algorithms, env={"HXCOMM_TUNING": str(out)}):
+            assert ran == expected
+
+
+CALLS = (("all_reduce", 256, "cpu"), ("all_gather", 128, "cpu"), ("all_reduce", 256, "hx"))  # of names_of_algorithms
+
+
+def test_what_the_budget_does_not_reach_is_left_out_and_said(tmp_path: Path, run_ranks: Any) -> None:
+    out = tmp_path / "table.json"
+    printed = run_ranks(tune, 2, "--out", str(out), "--sizes", "64,256", "--budget-s", "0.000001", backend=None)
+    assert printed[0][0] == 0 and tuning.load(str(out)).rows == ()
+    assert "left out: all_reduce of 256 bytes on cpu, which does not fit in --budget-s 1e-06" in printed[0][1]
+
+
+def tune(rank: int, world_size: int, *words: str) -> tuple[int, str, str]:
+    """Measures as `python -m hxcomm.tune` would: (exit status, stdout, stderr)."""
+    from hxcomm.tune import session
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = session.main(words)
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_ranks_on_two_hosts_measure_hierarchical_algorithms_too(tmp_path: Path, run_ranks: Any) -> None:
+    out = tmp_path / "table.json"
+    run_ranks(tune_on_two_hosts, 3, str(out), backend=None)
+    rows = tuning.load(str(out)).rows
+    assert tuning.load(str(out)).hosts == (0, 0, 1)
+    compared = {row.op: {row.algorithm, row.runner_up and row.runner_up.algorithm} for row in rows}
+    assert compared["reduce"] == {"direct", "hierarchical"} and compared.keys() == {"all_reduce", "reduce"}
+
+
+def tune_on_two_hosts(rank: int, world_size: int, out: str) -> None:
+    os.environ["HXCOMM_HOST_ID"] = "left" if rank < 2 else "right"
+    status, _, said = tune(
+        rank, world_size, "--out", out, "--sizes", "64", "--ops", "all_reduce,reduce", "--iters", "5"
+    )
+    assert status == 0, said
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["--ops", "barrier"], "there is no op 'barrier' here; known are all_reduce, all_gather"),
+        (["--device", "cuda"], "there is no device 'cuda' here; known are cpu, hx"),
+        (["--budget-s", "nan"], "'nan' is not a positive number of seconds"),
+        (["--sizes", "2"], "a size of 2 bytes is less than one float32"),
+        (["--out", "nowhere/table.json"], "nowhere/table.json: there is no folder nowhere"),
+    ],
+)
+def test_a_wrong_command_is_refused_with_what_is_allowed(words: list[str], advice: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        arguments.parse(["--out", "table.json", *words])
+    assert advice in str(raised.value)
+
+
+def test_the_command_for_the_ranks_asks_for_the_same_settings() -> None:
+    asked = arguments.parse(["--out", "table.json", "--ops", "reduce,all_gather", "--sizes", "4KiB,64", "--iters", "9"])
+    again = arguments.parse(asked.words())
+    assert again == replace(asked, out=asked.out.absolute())
+    assert again.ops == ("all_gather", "reduce") and again.sizes == (64, 4096)
+
+
+def test_one_rank_is_told_that_there_is_nothing_to_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--ranks", "1", "--out", "table.json"]) == 2
+    assert "nothing to choose for one rank" in capsys.readouterr().err

@@ -52,7 +52,7 @@ class Settings:
         return self.touch == "on" or (self.touch == "auto" and nbytes <= TOUCHED_BYTES)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, but a wrong argument is said once, by rank 0, instead of by every rank."""
 
     def error(self, message: str) -> NoReturn:
@@ -66,7 +66,8 @@ def _nbytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """ "4KiB,64" as bytes, ascending."""
     return tuple(sorted({_nbytes(word) for word in text.split(",")}))
 
 
@@ -78,7 +79,8 @@ def _ops(text: str) -> tuple[str, ...]:
     return words
 
 
-def _iterations(text: str) -> int | None:
+def parse_iterations(text: str) -> int | None:
+    """A number of them, or None for auto."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -87,7 +89,7 @@ def _iterations(text: str) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m hxcomm.bench",
         description="Measures collectives of a torch.distributed backend. Start it with torchrun.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -100,10 +102,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-bytes", type=_nbytes, default=64, metavar="SIZE", help="smallest size, e.g. 4KiB")
     add("--max-bytes", type=_nbytes, default=64 << 20, metavar="SIZE", help="largest size")
     add("--factor", type=int, default=4, metavar="F", help="from one size to the next")
-    add("--sizes", type=_sizes, metavar="SIZE,SIZE", help="these sizes instead, e.g. 4KiB,16KiB")
+    add("--sizes", type=parse_sizes, metavar="SIZE,SIZE", help="these sizes instead, e.g. 4KiB,16KiB")
     add("--dtype", choices=tuple(ITEM_BYTES), default="float32")
     add("--redop", choices=REDUCE_OPS, default="sum", help="of the ops that reduce")
-    add("--iters", type=_iterations, default=None, metavar="N", help="timed iterations; auto: by time (default: auto)")
+    add(
+        "--iters",
+        type=parse_iterations,
+        default=None,
+        metavar="N",
+        help="timed iterations; auto: by time (default: auto)",
+    )
     add(
         "--touch",
         choices=("auto", "on", "off"),

@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.plot is not None:
             plot.require()
         if settings.device == "hx":
-            _use_chip()
+            use_chip()
     except UsageError as error:
         problem = str(error)
     try:
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dist.destroy_process_group()
 
 
-def _use_chip() -> None:
+def use_chip() -> None:
     """The chip of this rank. Raises UsageError where this process has none."""
     from hxcomm.device import registration
 
