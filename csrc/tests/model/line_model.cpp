@@ -26,6 +26,7 @@ struct Rank {
   BasicDoorbell<RelacyAtomics> doorbell;
   Cell scratch[2], result[2];  // by parity of the sequence
   Cell reason;
+  Cell foreign;                            // of a host's leader: what ranks of other hosts call
   BasicPairLine<RelacyAtomics> to_next;    // what this rank says about its ring to the next one
   BasicPairLine<RelacyAtomics> from_last;  // and about the ring of the one before
   Cell packets[2];
@@ -49,6 +50,7 @@ struct Ranks : rl::test_suite<Scenario, N> {
         rank.line.set_fingerprint(sequence, 0);
         rank.line.set_scratch_offset(sequence, 0);
       }
+      rank.line.verdict.store(0, std::memory_order_relaxed);
       rank.line.join(kNonce);
       rank.abort.word.store(0, std::memory_order_relaxed);
       rank.doorbell.sleepers.store(0, std::memory_order_relaxed);
@@ -232,6 +234,27 @@ struct PacketRing : Ranks<PacketRing<N>, N> {
   }
 };
 
+// The leader tells its host what it has learnt of the others, once all have arrived; one place for it suffices.
+template <thread_id_t N>
+struct Verdict : Ranks<Verdict<N>, N> {
+  static constexpr const char* kName = "verdict";
+
+  void thread(thread_id_t me) {
+    for (uint64_t sequence = 1; sequence <= 2; ++sequence) {
+      Rank& leader = this->ranks[0];
+      this->ranks[me].line.publish(progress_value(sequence, 1));
+      if (me == 0) {
+        for (thread_id_t peer = 1; peer < N; ++peer) this->spin_until(peer, progress_value(sequence, 1));
+        leader.foreign.store(100 + sequence);
+        leader.line.publish_verdict(sequence, sequence == 2);
+      }
+      while (!leader.line.has_verdict(sequence)) yield();
+      expect(leader.line.agreed() == (sequence == 2), "the verdict on another operation");
+      expect(leader.foreign.load() == 100 + sequence, "the calls of another operation");
+    }
+  }
+};
+
 // Runs a scenario in that many schedules, the same ones every time, and returns what went wrong in the first that
 // failed, or "".
 template <class Scenario>
@@ -274,6 +297,7 @@ int main(int argc, char** argv) {
   add<Abort>(checks);
   add<Leave>(checks);
   add<PacketRing>(checks);
+  add<Verdict>(checks);
 
   const std::string fault = first_fault(checks, schedules);
   std::cout << "as it is: " << (fault.empty() ? "right" : fault) << " (" << checks.size() << " checks of " << schedules
