@@ -242,9 +242,9 @@ def _cross(
     process = runtime()
     try:
         door = places.open_wire(process)
-    except (ValueError, RuntimeError) as error:  # InitError among them
-        meet.publish(f"place/{meet.rank}", _DECLINED.decode() + str(error))
-        meet.fail(str(error))
+    except Exception as error:  # the others wait for this rank's place, not for its verdict
+        meet.publish(f"place/{meet.rank}", f"{_DECLINED.decode()}{type(error).__name__}: {error}")
+        raise
     meet.publish(f"place/{meet.rank}", door.place(local).pack())
     try:
         found = [places.Place.unpack(meet.fetch(f"place/{rank}", rank), rank, world_size) for rank in range(world_size)]

@@ -152,7 +152,7 @@ def connect(
             trouble = process.wire_trouble(nonce)
             since = troubled.setdefault(rank, now) if trouble else now
             if now > deadline or now - since > _PATIENCE_WITH_TROUBLE_S:
-                why = trouble or "nothing came back (a firewall? another interface? see HXCOMM_IFNAME)"
+                why = trouble or "nothing came back (a firewall? another secret? another interface? see HXCOMM_IFNAME)"
                 fail(f"no connection with {labels[rank]} at {place.address} port {place.port}: {why}")
         if waiting:
             time.sleep(_PAUSE_S)
