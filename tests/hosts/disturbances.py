@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+JOIN_S = 30.0
+
 
 def sum_until_told(folder: str) -> int:
     """Sums, each of them checked, until the test has made the file `enough`; how many."""
@@ -73,13 +75,12 @@ def meanwhile(disturb: Callable[[], None]) -> Iterator[None]:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
-    except Exception as error:
-        thread.join()
-        raise (errors or [error])[0] from error
-    thread.join()
+    finally:
+        thread.join(timeout=JOIN_S)
+    assert not thread.is_alive(), "the disturbance has not ended"
     if errors:
         raise errors[0]
