@@ -13,10 +13,6 @@ namespace {
 // A tensor from here on is sent from where it lies: below, a copy costs less than waiting until it has been sent.
 constexpr size_t kLendBytes = 64 << 10;
 
-// A rank that dies is seen by the kernel of its host, which knows how it died, and from here, where only its connection
-// ends. The ranks beside it may tell within this time, before it is given out without a cause.
-constexpr int64_t kWitnessNs = 150'000'000;
-
 // What a host has said of an operation, null if it has not; and where to note what it says of the next one.
 template <class Slot>
 const Slot* of_sequence(const Slot (&slots)[2], uint64_t sequence) {
@@ -61,6 +57,10 @@ Crossing::Crossing(Group& group, std::shared_ptr<Endpoint> endpoint, std::vector
     others_.push_back(static_cast<int>(r));
   }
   current_ = group.next_sequence();
+}
+
+bool Crossing::is_alone(int rank) const {
+  return std::count(hosts_.begin(), hosts_.end(), hosts_[static_cast<size_t>(rank)]) == 1;
 }
 
 int Crossing::rank_of(const Nonce& process) const {
@@ -132,17 +132,21 @@ std::string Crossing::loss_of(int rank) const {
 
 void Crossing::check_losses() {
   if (!any_lost_.load(std::memory_order_acquire)) return;
+  // Who was lost first: those that raised for it may have ended since.
+  int first = -1;
   for (const int r : others_) {
     const Remote& peer = remote(r);
     if (!peer.lost.load(std::memory_order_acquire)) continue;
     if (!group_.control(r).line.is_member(group_.config_.nonce)) continue;  // nobody's loss
-    const bool has_witness = std::any_of(others_.begin(), others_.end(), [&](int other) {
-      return other != r && remote(other).host == peer.host && !remote(other).lost.load(std::memory_order_acquire);
-    });
-    if (has_witness && now_ns() < peer.lost_ns + kWitnessNs) continue;
-    group_.abort(AbortCause::peer_died, r, group_.config_.labels[static_cast<size_t>(r)] + " " + loss_of(r));
-    return;
+    if (first < 0 || peer.lost_ns < remote(first).lost_ns) first = r;
   }
+  if (first < 0) return;
+  const bool has_witness = std::any_of(others_.begin(), others_.end(), [&](int other) {
+    return other != first && remote(other).host == remote(first).host &&
+           !remote(other).lost.load(std::memory_order_acquire);
+  });
+  if (has_witness && now_ns() < remote(first).lost_ns + kWitnessNs) return;
+  group_.abort(AbortCause::peer_died, first, group_.config_.labels[static_cast<size_t>(first)] + " " + loss_of(first));
 }
 
 bool Crossing::absorb() {

@@ -30,11 +30,16 @@ class Group;
 constexpr uint64_t kCredits = 8;
 constexpr size_t kMaxMessageBytes = 4 << 20;
 
+// The ranks beside one that dies know how, and those beside one that does not call know which: they may tell within
+// this time, before another host gives out what little it knows.
+constexpr int64_t kWitnessNs = 150'000'000;
+
 class Crossing final : public FrameHandler, public Messages {
  public:
   // By rank: its host, numbered from 0, and its process. `wire` is connected to those of the other hosts.
   Crossing(Group& group, std::shared_ptr<Endpoint> endpoint, std::vector<int> hosts, std::vector<Nonce> processes);
 
+  bool is_alone(int rank) const;  // on its host
   bool is_remote(int rank) const { return hosts_[static_cast<size_t>(rank)] != hosts_[me_]; }
   const std::vector<int>& hosts() const { return hosts_; }
   int leader() const { return leader_; }  // of this host

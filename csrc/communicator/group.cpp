@@ -190,14 +190,17 @@ void Group::end_by(int rank, uint64_t word, std::string_view reason) {
   if (forked() || abort_origin(word) != static_cast<uint32_t>(rank) || cause == AbortCause::none ||
       cause >= AbortCause::left)
     return;
+  // Passed on within this host, in this rank's name: one beside it whose frame is late would see this rank leave first.
+  const uint64_t mine = abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(word));
   {
     std::lock_guard lock(abort_mutex_);
     if (own().abort.is_set()) return;
-    char* text = control(rank).reason;
-    text[reason.copy(text, Control::kReasonBytes - 1)] = '\0';
-    own().abort.set(word);
+    own().reason[reason.copy(own().reason, Control::kReasonBytes - 1)] = '\0';
+    if (!own().abort.set(mine)) return;
+    for (const int r : local_)
+      if (r != config_.rank && control(r).line.is_member(config_.nonce)) control(r).abort.set(mine);
   }
-  Doorbell::fence_after_publishing();
+  ring_sleepers();
   endpoint_->ring_own_doorbell();
 }
 

@@ -71,8 +71,10 @@ std::string Group::waiting_abroad_for(const Op& op, const Awaited& awaited) cons
   const bool sending = awaited.peer == config_.rank && awaited.value == 0;
   std::string text;
   for (const int r : crossing_->needed_by(op))
-    text +=
-        (text.empty() ? "" : ", ") + label(r) + (sending ? " (which takes nothing)" : " (its host has not called it)");
+    text += (text.empty() ? "" : ", ") + label(r) +
+            (sending                  ? " (which takes nothing)"
+             : crossing_->is_alone(r) ? " (has not called it)"
+                                      : " (it or a rank beside it has not called it)");
   if (!text.empty()) return text;
   if (sending) return "what it has sent to leave";
   if (crossing_->is_remote(awaited.peer)) return label(awaited.peer) + " (its message has not come)";
@@ -86,7 +88,7 @@ void Group::check_failures(Op& op, bool look_at_clock) {
     if (const int peer = left_by(op); peer >= 0)
       abort(AbortCause::peer_left, peer,
             config_.labels[static_cast<size_t>(peer)] + " has left the group (it destroyed it or ended)");
-    else if (now_ns() > op.deadline_ns)
+    else if (now_ns() > op.deadline_ns + (crossing_ && awaited_by(op).from_afar ? kWitnessNs : 0))
       abort(AbortCause::timeout, config_.rank,
             std::string(op_name(op.call.op)) + " #" + std::to_string(op.sequence) + " of " +
                 config_.labels[static_cast<size_t>(config_.rank)] + " timed out after " +

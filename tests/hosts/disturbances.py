@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 JOIN_S = 30.0
+PIPE = "said"
+
+
+def say(folder: str, line: str) -> None:
+    """To the Job of that folder; lost where it does not listen."""
+    pipe = os.open(Path(folder) / PIPE, os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        os.write(pipe, f"{line}\n".encode())
+    os.close(pipe)
 
 
 def sum_until_told(folder: str) -> int:
-    """Sums, each of them checked, until the test has made the file `enough`; how many."""
+    """Sums, each of them checked, until the test says that it is enough; how many."""
     torch.set_num_threads(1)
     rank, world_size, calls = dist.get_rank(), dist.get_world_size(), 0
-    (Path(folder) / f"pid{rank}").write_text(str(os.getpid()))
+    say(folder, f"{rank} {os.getpid()}")
     while True:
         last = rank == 0 and (Path(folder) / "enough").exists()
         for count in (10, 100_000):
@@ -29,39 +39,51 @@ def sum_until_told(folder: str) -> int:
             assert bool((tensor[1:] == world_size * (world_size + 1) / 2).all())
         calls += 1
         if rank == 0:
-            (Path(folder) / "calls").write_text(f"{calls}\n")
+            say(folder, "call")
         if tensor[0] == 1:
             return calls
 
 
 class Job:
-    """What a test sees of a job whose ranks are in sum_until_told."""
+    """What a test hears of ranks that were given its folder. To be made before they start."""
 
-    def __init__(self, folder: Path, world_size: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        await_files(folder, "calls", *(f"pid{rank}" for rank in range(world_size)))
-        self.pids = [int((folder / f"pid{rank}").read_text()) for rank in range(world_size)]
+        os.mkfifo(folder / PIPE)
+        self._pipe = os.open(folder / PIPE, os.O_RDWR | os.O_NONBLOCK)
+        self._lines: list[str] = []
 
-    def goes_on(self, calls: int = 3, timeout_s: float = 20.0) -> None:
-        """Returns when that many more have come out right. (One that runs may have begun before what the test did.)"""
-        until, deadline = self._calls() + calls, time.monotonic() + timeout_s
-        while self._calls() < until:
-            assert time.monotonic() < deadline, f"the job does not go on: {self._calls()} calls, {until} awaited"
-            time.sleep(0.001)
+    def hear(self, count: int, is_one: Callable[[str], bool], timeout_s: float = 30.0) -> list[str]:
+        """The next `count` lines that are what the caller waits for."""
+        heard: list[str] = []
+        deadline = time.monotonic() + timeout_s
+        while True:
+            heard += filter(is_one, self._lines)
+            self._lines.clear()
+            if len(heard) >= count:
+                return heard
+            left = deadline - time.monotonic()
+            assert left > 0 and select.select([self._pipe], [], [], left)[0], f"only {heard} came of {count}"
+            self._lines += os.read(self._pipe, 65536).decode().split("\n")
 
-    def _calls(self) -> int:
-        text = (self.folder / "calls").read_text()
-        return int(text) if text.endswith("\n") else 0  # it is being written
+    def pids(self, world_size: int) -> list[int]:
+        """Of all ranks, once they sum."""
+        said = dict(line.split() for line in self.hear(world_size, lambda line: line[:1].isdigit()))
+        return [int(said[str(rank)]) for rank in range(world_size)]
+
+    def goes_on(self, calls: int = 3) -> None:
+        """Returns when that many more sums have come out right. (The first may have begun before.)"""
+        while select.select([self._pipe], [], [], 0)[0]:
+            os.read(self._pipe, 65536)
+        self.hear(calls, lambda line: line == "call")
 
     def is_enough(self) -> None:
         (self.folder / "enough").touch()
 
 
-def await_files(folder: Path, *names: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not all((folder / name).exists() for name in names):
-        assert time.monotonic() < deadline, f"{names} did not come in {folder}"
-        time.sleep(0.001)
+def hold(seconds: float) -> None:
+    """What is disturbed stays so for this long: the one thing here that is a duration and not an event."""
+    threading.Event().wait(seconds)
 
 
 @contextmanager

@@ -43,12 +43,11 @@ def summed(rank: int, world_size: int, folder: str) -> int:
 @pytest.mark.ranks
 @pytest.mark.parametrize("mode", MODES)
 def test_a_job_goes_on_whoever_talks_to_its_ports(network: Networks, tmp_path: Path, mode: str) -> None:
-    net = network(3)  # the intruder is on the third
+    net, job = network(3), Job(tmp_path)  # the intruders are on the third host
 
     def disturb() -> None:
-        job = Job(tmp_path, 3)
         intruders = []
-        for rank, pid in enumerate(job.pids):
+        for rank, pid in enumerate(job.pids(3)):
             ports = listening(pid)
             assert len(ports) == 1, "one port a process"
             address = net.hosts[min(rank, 1)].address
@@ -56,16 +55,16 @@ def test_a_job_goes_on_whoever_talks_to_its_ports(network: Networks, tmp_path: P
             intruders.append(net.hosts[2].start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         for intruder in intruders:
             assert intruder.stdout is not None and intruder.stdout.readline() == "done\n"
-        job.goes_on(50)
+        job.goes_on(20)
         for intruder in intruders:
             assert intruder.stdin is not None
             intruder.stdin.close()
             intruder.wait(timeout=20)
-        job.goes_on(50)
+        job.goes_on(20)
         job.is_enough()
 
     with meanwhile(disturb):
-        assert min(net.run_ranks(summed, (1, 2), str(tmp_path), env=MODES[mode], op_timeout_s=20)) > 100
+        assert min(net.run_ranks(summed, (1, 2), str(tmp_path), env=MODES[mode], op_timeout_s=20)) > 40
 
 
 # --- who is let in ---
