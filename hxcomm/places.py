@@ -150,7 +150,8 @@ def connect(
                 del waiting[rank]
                 continue
             trouble = process.wire_trouble(nonce)
-            since = troubled.setdefault(rank, now) if trouble else now
+            # Of the two it is the one with the smaller nonce that connects; what the other one knows may be a stranger's.
+            since = troubled.setdefault(rank, now) if trouble and process.nonce < nonce else now
             if now > deadline or now - since > _PATIENCE_WITH_TROUBLE_S:
                 why = trouble or "nothing came back (a firewall? another secret? another interface? see HXCOMM_IFNAME)"
                 fail(f"no connection with {labels[rank]} at {place.address} port {place.port}: {why}")
