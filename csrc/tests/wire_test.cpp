@@ -1,6 +1,9 @@
 // Unit test of the wire: frames both ways in each mode, lent memory, and how the end of a connection is told.
 //
 // Several wires of one process stand for several hosts. Arguments: libraries to load first.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <string>
@@ -12,6 +15,46 @@ using namespace hxcomm;
 using namespace hxcomm::test;
 
 namespace {
+
+// Before this process has a thread: the child makes some of its own. It connects, forks, and ends at a word from us;
+// its own child stays until we hang up.
+void a_death_is_seen_though_a_forked_child_lives_on() {
+  for (const bool lower : {true, false}) {
+    int to_child[2], from_child[2], life[2];
+    if (pipe(to_child) != 0 || pipe(from_child) != 0 || pipe(life) != 0) throw Error(ErrorKind::init, "pipe");
+    struct Card {
+      Nonce nonce;
+      char address[64];
+    };
+    const auto exchange = [](const Host& host, int out, int in) {
+      Card card{host.nonce, {}}, other;
+      host.wire->address().copy(card.address, sizeof card.address - 1);
+      expect(write(out, &card, sizeof card) == sizeof card && read(in, &other, sizeof other) == sizeof other, "a card");
+      return other;
+    };
+    const WireSecurity security = security_of(WireSecurity::Mode::none, 7);
+    const pid_t child = fork();
+    if (child == 0) {
+      close(to_child[1]);
+      close(life[1]);
+      Host host(lower ? 1 : 3, security);
+      const Card parent = exchange(host, from_child[1], to_child[0]);
+      host.wire->connect(parent.nonce, parent.address);
+      pump_until({&host}, [&] { return host.wire->is_connected(parent.nonce); });
+      char word;
+      if (fork() != 0) _exit(read(to_child[0], &word, 1) == 1 ? 0 : 1);
+      _exit(read(life[0], &word, 1) == 0 ? 0 : 1);
+    }
+    close(to_child[0]);
+    Host host(2, security);
+    const Card other = exchange(host, to_child[1], from_child[0]);
+    host.wire->connect(other.nonce, other.address);
+    expect(pump_until({&host}, [&] { return host.wire->is_connected(other.nonce); }), "a connection");
+    expect(write(to_child[1], "e", 1) == 1 && waitpid(child, nullptr, 0) == child, "the child's end");
+    expect(pump_until({&host}, [&] { return host.records->losses.size() == 1; }), "its loss");
+    for (const int fd : {to_child[1], from_child[0], from_child[1], life[0], life[1]}) close(fd);
+  }
+}
 
 void frames_arrive_whole_and_in_order_both_ways_in_each_mode() {
   for (const auto mode : kModes) {
@@ -229,6 +272,7 @@ void a_wire_without_an_address_says_so() {
 int main(int argc, char** argv) {
   load_libraries(argc, argv);
   return run({
+      {"a death is seen though a forked child lives on", a_death_is_seen_though_a_forked_child_lives_on},
       {"frames arrive whole and in order, both ways, in each mode",
        frames_arrive_whole_and_in_order_both_ways_in_each_mode},
       {"a lost process is told once, with its nonce, on both kinds of ends",

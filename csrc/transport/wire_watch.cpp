@@ -31,7 +31,30 @@ bool ends_of(int fd, sockaddr_storage* own, sockaddr_storage* other) {
          getpeername(fd, reinterpret_cast<sockaddr*>(other), &other_bytes) == 0;
 }
 
+// The watches of the process, for its forked children: they inherit the connections (not libzmq's threads), and with
+// one still open in a DataLoader's worker, no peer would notice the death of the process.
+std::mutex watches_mutex;
+std::vector<WireWatch*> watches;
+
 }  // namespace
+
+struct WireWatch::Fork {
+  static void before() {
+    watches_mutex.lock();
+    for (WireWatch* watch : watches) watch->mutex_.lock();
+  }
+  static void in_parent() {
+    for (WireWatch* watch : watches) watch->mutex_.unlock();
+    watches_mutex.unlock();
+  }
+  static void in_child() {
+    for (WireWatch* watch : watches)
+      for (const Connection& connection : watch->connections_)
+        if (is_still(connection, connection.fd)) close(connection.fd);
+    in_parent();
+  }
+  static inline const int registered = pthread_atfork(before, in_parent, in_child);
+};
 
 std::string remote_address(int fd) {
   sockaddr_storage own, other;
@@ -63,6 +86,10 @@ WireWatch::WireWatch(void* context, const WireSecurity& security)
       throw Error(ErrorKind::init, "cannot decide who may connect (ZAP): " + why);
     }
   }
+  {
+    std::lock_guard lock(watches_mutex);
+    watches.push_back(this);
+  }
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the program's
@@ -75,6 +102,10 @@ WireWatch::~WireWatch() {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = write(stop_event_, &one, sizeof one);
   thread_.join();
+  {
+    std::lock_guard lock(watches_mutex);
+    std::erase(watches, this);
+  }
   if (zap_ != nullptr) {
     const int linger = 0;
     zmq_.setsockopt(zap_, zmq::kLinger, &linger, sizeof linger);
@@ -143,16 +174,20 @@ void WireWatch::look_at_all() {
     if (!connection.silent) look(connection, now);
 }
 
+// The descriptor is libzmq's, which may have closed it, and then it may be something else.
+bool WireWatch::is_still(const Connection& connection, int fd) {
+  sockaddr_storage own, other;
+  return ends_of(fd, &own, &other) && std::memcmp(&own, &connection.own, sizeof own) == 0 &&
+         std::memcmp(&other, &connection.other, sizeof other) == 0;
+}
+
 void WireWatch::look(Connection& connection, int64_t now) {
   // A duplicate stays what it is whatever libzmq does meanwhile; closed at once, or the other side would miss the end.
   const int fd = fcntl(connection.fd, F_DUPFD_CLOEXEC, 0);
   if (fd < 0) return;
-  sockaddr_storage own, other;
   tcp_info info{};
   socklen_t nbytes = sizeof info;
-  if (ends_of(fd, &own, &other) && std::memcmp(&own, &connection.own, sizeof own) == 0 &&
-      std::memcmp(&other, &connection.other, sizeof other) == 0 &&
-      getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &nbytes) == 0) {
+  if (is_still(connection, fd) && getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &nbytes) == 0) {
     const int64_t since_look_ns = now - connection.looked_ns;
     const bool waits = info.tcpi_unacked > 0 || info.tcpi_probes > 0;
     const bool answered = int64_t{info.tcpi_last_ack_recv} * 1'000'000 <= since_look_ns;

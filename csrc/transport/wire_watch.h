@@ -36,13 +36,15 @@ class WireWatch {
  private:
   struct Connection {
     int fd = -1;
-    sockaddr_storage own{}, other{};  // the descriptor is libzmq's, which may close it at any time: is it still ours?
+    sockaddr_storage own{}, other{};
     int64_t looked_ns = 0, silent_since_ns = 0;
     bool silent = false;
   };
+  struct Fork;
   void run();
   void answer_zap();
   void look_at_all();
+  static bool is_still(const Connection& connection, int fd);
   static void look(Connection& connection, int64_t now);
 
   const ZmqLibrary& zmq_;
