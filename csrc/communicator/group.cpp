@@ -165,6 +165,7 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
   const std::string text =
       cause == AbortCause::called ? config_.labels[static_cast<size_t>(config_.rank)] + ": " + reason : reason;
   const uint64_t word = abort_word(cause, static_cast<uint32_t>(config_.rank), static_cast<uint32_t>(subject));
+  std::lock_guard telling(telling_);
   {
     std::lock_guard lock(abort_mutex_);
     if (own().abort.is_set()) return;
@@ -181,7 +182,7 @@ void Group::abort(AbortCause cause, int subject, const std::string& reason) {
   }
   ring_sleepers();
   endpoint_->ring_own_doorbell();
-  // Without the lock: whoever pumps the wire holds the wire's, and may be in end_by().
+  // Without abort_mutex_: whoever pumps the wire holds the wire's, and may be in end_by().
   if (crossing_) crossing_->tell_abort(word, text);
 }
 
@@ -257,7 +258,11 @@ void Group::leave() {
     own().line.leave();
     ring_sleepers();
   }
-  if (crossing_) crossing_->leave();
+  if (crossing_) {
+    // Who hears that this rank left before it hears of the abort blames this rank.
+    std::lock_guard told(telling_);
+    crossing_->leave();
+  }
   complete(finished);
 }
 

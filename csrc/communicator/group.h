@@ -188,6 +188,7 @@ class Group : public std::enable_shared_from_this<Group> {
 
   PointToPoint point_to_point_;
   std::mutex abort_mutex_;
+  std::mutex telling_;  // from before an abort sets a word until the other hosts have been told; before abort_mutex_
   mutable std::once_flag dumped_;
   mutable std::string dump_note_;  // where the dump is, or why there is none
   std::atomic<bool> left_{false};
