@@ -150,7 +150,7 @@ def connect(
                 del waiting[rank]
                 continue
             trouble = process.wire_trouble(nonce)
-            # Of the two it is the one with the smaller nonce that connects; what the other one knows may be a stranger's.
+            # The one with the smaller nonce connects; what the other one knows may be about a stranger.
             since = troubled.setdefault(rank, now) if trouble and process.nonce < nonce else now
             if now > deadline or now - since > _PATIENCE_WITH_TROUBLE_S:
                 why = trouble or "nothing came back (a firewall? another secret? another interface? see HXCOMM_IFNAME)"

@@ -26,7 +26,8 @@ def test_hosts_of_several_ranks_run_hierarchical_algorithms_where_there_is_one()
 
 def test_ranks_each_on_a_host_of_their_own_hand_over_once_where_that_is_short() -> None:
     assert [default_algorithm("all_reduce", n, APART)[0] for n in (8192, 8193)] == ["one_shot", "two_shot"]
-    assert default_algorithm("all_reduce", 1 << 30, Layout(2, (0, 1)))[0] == "one_shot"
+    pair = [default_algorithm("all_reduce", n, Layout(2, (0, 1)))[0] for n in (4 << 20, (4 << 20) + 1)]
+    assert pair == ["one_shot", "two_shot"]
     assert {default_algorithm(op, 1 << 20, APART)[0] for op in algorithms.OPS if op != "all_reduce"} == {"direct"}
 
 
