@@ -35,9 +35,9 @@ struct FrameHeader {
   int32_t source = -1;  // ranks in the group
   int32_t destination = -1;
   uint32_t payload_bytes = 0;
-  uint64_t aux = 0;  // by type: credits given back so far, ...
+  uint64_t aux = 0;    // by type: credits given back so far, ...
   uint32_t flags = 0;  // by type
-  uint32_t crc = 0;  // CRC-32C of all before it
+  uint32_t crc = 0;    // CRC-32C of all before it
 };
 static_assert(sizeof(FrameHeader) == 64 && offsetof(FrameHeader, crc) == 60);
 
