@@ -1,4 +1,4 @@
-"""What a peer on another host can make a rank hold: messages wait where they were sent, not where they are not wanted."""
+"""What a peer on another host can make a rank hold: messages wait at their sender until they are wanted."""
 
 from __future__ import annotations
 
