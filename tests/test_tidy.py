@@ -36,6 +36,10 @@ FORBIDDEN_IMPORTS: dict[str, tuple[str, ...]] = {
     "hxcomm/top.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core"),
     "hxcomm/bootstrap.py": ("torch", "hxcomm._C", "hxcomm.c10d"),
     "hxcomm/select.py": ("torch", "hxcomm._C", "hxcomm.c10d", "hxcomm.bootstrap"),
+    "hxcomm/tuning.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core", "hxcomm.select", "hxcomm.bootstrap"),
+    "hxcomm/places.py": ("torch", "numpy", "hxcomm._C", "hxcomm.bootstrap", "hxcomm.select", "hxcomm.c10d"),
+    "hxcomm/addresses.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core", "hxcomm.bootstrap"),
+    "hxcomm/secret.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core", "hxcomm.bootstrap"),
     "hxcomm/__init__.py": ("torch", "numpy", "zmq"),
     "hxcomm/device": ("hxcomm.c10d", "hxcomm.select", "hxcomm.schedule", "hxcomm.algorithms"),
     "hxcomm/verify": (
