@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import msgpack
 
@@ -128,7 +129,7 @@ def connect(
     mine: addresses.Address,
     peers: Mapping[int, tuple[bytes, Place]],
     deadline: float,
-    fail: Callable[[str], None],
+    fail: Callable[[str], NoReturn],
     labels: Sequence[str],
 ) -> None:
     """Connects to the processes of other hosts, by rank, and waits until all connections stand.

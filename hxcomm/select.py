@@ -35,7 +35,7 @@ _ACCUMULATED_LARGER = {"float16": 2, "bfloat16": 2}  # times as large as the dty
 # calls of the core on 2 cores: 2 ranks, 64 B 0.95 and 0.92, 1 KiB 0.97 and 0.97, 4 KiB 1.24 and 0.99; 3 ranks, 8.19 and
 # 7.98, 8.31 and 8.19, 8.55 and 8.23; 4 ranks, 21.3 and 21.0, 21.5 and 21.1, 22.0 and 21.2.
 ONE_SHOT_BYTES = 2 << 10
-CROSSING_ONE_SHOT_BYTES = 8 << 10  # ranks each on a host of their own: a hand-over costs as much as sending this again
+CROSSING_ONE_SHOT_BYTES = 8 << 10  # ranks each on a host of their own; not measured
 # Two ranks, each on a host of its own, send as much either way; with two_shot each reduces half. Two network namespaces
 # on 2 cores, p50 in ms of one_shot and two_shot: 256 KiB 0.08 to 0.18 and 0.19 to 0.23, 4 MiB 2.2 to 2.8 and 2.5 to
 # 2.8, 16 MiB 10 to 11 and 5.0 to 6.8.

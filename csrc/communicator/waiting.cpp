@@ -15,7 +15,9 @@ namespace {
 // A sleeper looks at signals, deadlines and departed peers this often; everything else rings the doorbell.
 constexpr int64_t kLookUpNs = 100'000'000;
 
-// How often a rank looks for something from another host before it sleeps.
+// How often a rank looks for something from another host before it sleeps. all_reduce of 16 KiB between two network
+// namespaces on 2 cores, p50 in us at 0, 20, 200 and 2,000 looks: 78 to 80, 37 to 72, 46 to 72 and 46 with one rank a
+// host, 199, 272, 131 and 127 with two.
 constexpr int kLooksAbroad = 200;
 
 std::string seconds(int64_t ns) {

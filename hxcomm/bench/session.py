@@ -10,8 +10,8 @@ import datetime
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from hxcomm.c10d import BACKEND
 NOTHING = "nothing"
 # A backend that hangs ends the run after this long instead of torch's half hour.
 TIMEOUT = datetime.timedelta(seconds=120)
+Prepared = TypeVar("Prepared")
 
 
 class Session:
@@ -164,28 +165,41 @@ def _make_group(backend: str) -> Group:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark on this rank. Returns 0; 1 where a result was wrong or nothing ran; 2 for a wrong command."""
-    settings, problem = None, ""
-    try:
+
+    def prepare() -> Settings:
         settings = arguments.parse(argv)
         if settings.plot is not None:
             plot.require()
         if settings.device == "hx":
             use_chip()
+        return settings
+
+    return under_torchrun("hxcomm.bench", prepare, lambda settings: _finish(Session(settings).run(), settings))
+
+
+def under_torchrun(program: str, prepare: Callable[[], Prepared], run: Callable[[Prepared], int]) -> int:
+    """What each rank of a program that measures does: prepare, then run inside torch's group, over gloo.
+
+    What is wrong with the command (UsageError of either) is said once, by rank 0. Returns what `run` does, or 2.
+    """
+    prepared, problem = None, ""
+    try:
+        prepared = prepare()
     except UsageError as error:
         problem = str(error)
     try:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     except ValueError as error:  # RANK and the like are not set
-        problem = problem or f"start it with torchrun --nproc-per-node 2 -m hxcomm.bench ({str(error).splitlines()[0]})"
-        print(f"hxcomm.bench: {problem}", file=sys.stderr)
+        problem = problem or f"start it with torchrun --nproc-per-node 2 -m {program} ({str(error).splitlines()[0]})"
+        print(f"{program}: {problem}", file=sys.stderr)
         return 2
     try:
-        if settings is None or problem:
+        if prepared is None:
             raise UsageError(problem)
-        return _finish(Session(settings).run(), settings)
+        return run(prepared)
     except UsageError as error:
         if dist.get_rank() == 0:
-            print(f"hxcomm.bench: {error}", file=sys.stderr, flush=True)
+            print(f"{program}: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
         dist.destroy_process_group()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ import hxcomm
 from hxcomm import environment
 from hxcomm.bench.arguments import UsageError
 from hxcomm.bench.operations import OPERATIONS, ROOT, Buffers, Case, Group, Operation, case_of
-from hxcomm.bench.session import use_chip
+from hxcomm.bench.session import under_torchrun, use_chip
 from hxcomm.bench.timing import BLOCKS, MAX_ITERATIONS, Step, idle, measure, over_ranks, sample, touching
 from hxcomm.c10d import BACKEND, Options, register_backend
 from hxcomm.select import Layout, register_selector
@@ -192,41 +191,27 @@ def _progress(cells: list[Cell], *, shown: bool) -> tuple[Iterable[Cell], Callab
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures on this rank; rank 0 writes the table. Returns 0, or 2 for a wrong command."""
-    settings, problem = None, ""
-    try:
+
+    def prepare() -> Settings:
         settings = arguments.parse(argv)
         if "hx" in settings.devices:
             use_chip()
-    except UsageError as error:
-        problem = str(error)
-    try:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
-    except ValueError as error:  # RANK and the like are not set
-        problem = problem or f"start it with torchrun --nproc-per-node 4 -m hxcomm.tune ({str(error).splitlines()[0]})"
-        print(f"hxcomm.tune: {problem}", file=sys.stderr)
-        return 2
-    try:
-        if settings is None or problem:
-            raise UsageError(problem)
-        if dist.get_world_size() == 1:
-            raise UsageError("there is nothing to choose for one rank: start 2 or more")
-        register_backend()  # where hxcomm is used from its source tree, torch has not found it by itself
-        _finish(Session(settings))
-        return 0
-    except UsageError as error:
-        if dist.get_rank() == 0:
-            print(f"hxcomm.tune: {error}", file=sys.stderr, flush=True)
-        return 2
-    finally:
-        dist.destroy_process_group()
+        return settings
+
+    return under_torchrun("hxcomm.tune", prepare, _run)
 
 
-def _finish(session: Session) -> None:
+def _run(settings: Settings) -> int:
+    if dist.get_world_size() == 1:
+        raise UsageError("there is nothing to choose for one rank: start 2 or more")
+    register_backend()  # where hxcomm is used from its source tree, torch has not found it by itself
+    session = Session(settings)
     table = session.run()
     if session.rank == 0:
-        session.settings.out.write_text(table.text(), encoding="utf-8")
+        settings.out.write_text(table.text(), encoding="utf-8")
         print(summary(table, session), flush=True)
     dist.barrier()
+    return 0
 
 
 def summary(table: Table, session: Session) -> str:
