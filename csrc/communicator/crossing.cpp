@@ -150,11 +150,8 @@ void Crossing::check_losses() {
   group_.abort(AbortCause::peer_died, first, group_.config_.labels[static_cast<size_t>(first)] + " " + loss_of(first));
 }
 
-bool Crossing::absorb() {
-  if (!has_frames_.load(std::memory_order_acquire)) {
-    if (queued_ > 0) flush();
-    return false;
-  }
+void Crossing::absorb() {
+  if (!has_frames_.load(std::memory_order_acquire)) return;
   std::deque<Frame> frames;
   {
     const std::lock_guard lock(mutex_);
@@ -164,7 +161,6 @@ bool Crossing::absorb() {
   for (Frame& frame : frames) take(std::move(frame));
   give_credits_back();
   flush();
-  return true;
 }
 
 void Crossing::take(Frame&& frame) {
@@ -262,7 +258,7 @@ void Crossing::send(int peer, uint32_t number) {
   FrameHeader header = this->header(FrameType::message, peer, current_);
   header.fingerprint = fingerprint_;
   header.number = number;
-  hand_over(peer, header, {{}, outgoing_, nullptr, outgoing_->size()});
+  hand_over(peer, {header, outgoing_, nullptr, outgoing_->size()});
 }
 
 bool Crossing::lend(int peer, uint32_t number, const std::byte* data, size_t nbytes) {
@@ -271,23 +267,23 @@ bool Crossing::lend(int peer, uint32_t number, const std::byte* data, size_t nby
   FrameHeader header = this->header(FrameType::message, peer, current_);
   header.fingerprint = fingerprint_;
   header.number = number;
-  hand_over(peer, header, {{}, nullptr, data, nbytes});
+  hand_over(peer, {header, nullptr, data, nbytes});
   return true;
 }
 
-void Crossing::hand_over(int peer, FrameHeader header, Queued message) {
+void Crossing::hand_over(int peer, Outgoing message) {
   Remote& to = remote(peer);
   if (!to.queue.empty() || to.sent - to.acknowledged >= kCredits) {
-    message.header = header;
     queued_lent_ += message.lent != nullptr ? 1 : 0;
     ++queued_;
     to.queue.push_back(std::move(message));
     return;
   }
-  transmit(to, header, message);
+  transmit(to, message);
 }
 
-void Crossing::transmit(Remote& to, FrameHeader header, const Queued& message) {
+void Crossing::transmit(Remote& to, const Outgoing& message) {
+  FrameHeader header = message.header;
   ++to.sent;
   header.aux = to.told = to.taken;
   if (to.verdict_due && header.sequence == first_) {
@@ -306,7 +302,7 @@ void Crossing::flush() {
   for (const int r : others_) {
     Remote& to = remote(r);
     while (!to.queue.empty() && to.sent - to.acknowledged < kCredits) {
-      transmit(to, to.queue.front().header, to.queue.front());
+      transmit(to, to.queue.front());
       queued_lent_ -= to.queue.front().lent != nullptr ? 1 : 0;
       --queued_;
       to.queue.pop_front();

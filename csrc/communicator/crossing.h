@@ -54,8 +54,7 @@ class Crossing final : public FrameHandler, public Messages {
   Verdict verdict(const Op& op);
   void drop_queued();  // nobody wants what a failed operation has not sent yet
   bool all_sent();     // nothing waits for credits, and nothing is lent
-  // Takes what has arrived. True where there was something.
-  bool absorb();
+  void absorb();       // takes what has arrived
 
   // Messages, for the executor.
   const std::byte* arrived(uint32_t number) override;
@@ -92,7 +91,7 @@ class Crossing final : public FrameHandler, public Messages {
     FrameHeader header{};
     Payload payload;
   };
-  struct Queued {  // for want of credits
+  struct Outgoing {  // a message, made or lent
     FrameHeader header{};
     std::shared_ptr<Payload> payload;
     const std::byte* lent = nullptr;
@@ -104,8 +103,8 @@ class Crossing final : public FrameHandler, public Messages {
     bool leads = false;
     // The driver's.
     uint64_t sent = 0, acknowledged = 0, taken = 0, told = 0;
-    bool verdict_due = false;  // to this leader: with the first message to it, or by itself where there is none
-    std::deque<Queued> queue;
+    bool verdict_due = false;    // to this leader: with the first message to it, or by itself where there is none
+    std::deque<Outgoing> queue;  // for want of credits
     std::deque<Frame> early;
     // Of leaders only: of the operation that runs here and of the next one, in any order. Not by parity as in lines:
     // an operation takes as many sequences as it has windows, and a host may be one operation ahead.
@@ -127,8 +126,8 @@ class Crossing final : public FrameHandler, public Messages {
   Remote& remote(int rank) const { return *remotes_[static_cast<size_t>(rank)]; }
   int rank_of(const Nonce& process) const;
   FrameHeader header(FrameType type, int peer, uint64_t sequence) const;
-  void hand_over(int peer, FrameHeader header, Queued message);
-  void transmit(Remote& to, FrameHeader header, const Queued& message);
+  void hand_over(int peer, Outgoing message);
+  void transmit(Remote& to, const Outgoing& message);
   void flush();
   void take(Frame&& frame);
   void take_message(Frame&& frame);

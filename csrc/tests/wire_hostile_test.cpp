@@ -303,7 +303,7 @@ void a_malformed_frame_is_counted_and_said_once_and_the_next_is_taken() {
       with([](FrameHeader& header) { header.type = FrameType{0}; }),
       with([](FrameHeader& header) { header.type = FrameType{kLastFrameType + 1}; }),
       with([](FrameHeader& header) { header.group = 0; }),
-      with([](FrameHeader& header) { header.type = FrameType::goodbye; }),
+      with([](FrameHeader& header) { header.type = FrameType::hello; }),
       with([](FrameHeader& header) { header.payload_bytes = 0; }),
       with([](FrameHeader& header) { header.group = kGroup + 1; }),
   };

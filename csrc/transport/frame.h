@@ -12,16 +12,15 @@ namespace hxcomm {
 
 enum class FrameType : uint16_t {
   hello = 1,    // of the wire: who I am, whom I mean; the first frame of a connection, in both directions
-  goodbye = 2,  // of the wire: my end of the connection is about to close, which is no death
-  verdict = 3,  // from here on of a group
-  descriptors = 4,
-  message = 5,
-  credit = 6,
-  packet = 7,
-  abort = 8,
-  left = 9,
+  verdict = 2,  // from here on of a group
+  descriptors = 3,
+  message = 4,
+  credit = 5,
+  packet = 6,
+  abort = 7,
+  left = 8,
 };
-inline constexpr uint16_t kLastFrameType = 9;
+inline constexpr uint16_t kLastFrameType = 8;
 
 // Little-endian, as every machine that hxcomm runs on. Magic and version stay in front in every version.
 struct FrameHeader {

@@ -23,7 +23,6 @@ constexpr int kHeartbeatMs = 500;  // something to acknowledge for the watch's t
 constexpr int kLingerMs = 1000;
 constexpr int kFramesInQueue = 1024;  // a connection's frames that we have not taken; TCP holds back the rest
 constexpr int64_t kSlack = 4096;      // of a part's size: headers, CURVE's envelope
-constexpr int64_t kPumpIntervalNs = 2000;
 
 Nonce random_bytes() {
   Nonce bytes;
@@ -315,16 +314,6 @@ bool Wire::send_lent(const Nonce& to, const FrameHeader& header, const void* dat
   return link != nullptr && link->open && !link->closed && transmit(*link, header, borrowed);
 }
 
-void Wire::say_goodbye() {
-  std::lock_guard lock(mutex_);
-  FrameHeader header;
-  header.type = FrameType::goodbye;
-  for (auto& [label, link] : links_) {
-    Payload nothing;
-    if (link.open && !link.closed) transmit(link, header, nothing);
-  }
-}
-
 void Wire::close_link(Link& link, const std::string& why) {
   if (link.closed) return;
   link.closed = true;
@@ -332,8 +321,6 @@ void Wire::close_link(Link& link, const std::string& why) {
   any_closed_ = true;
   ring();
 }
-
-bool Wire::pump_is_due() const { return now_ns() - pumped_ns_.load(std::memory_order_relaxed) >= kPumpIntervalNs; }
 
 void Wire::append_pollfds(std::vector<pollfd>* fds) const {
   for (const int fd : {fd_, monitor_fd_, wakeup_}) fds->push_back({fd, POLLIN, 0});

@@ -56,15 +56,12 @@ class Wire {
   // Copies nothing: counts `*lent` up, and down again (on any thread) when the memory may be changed, sent or not.
   bool send_lent(const Nonce& to, const FrameHeader& header, const void* data, size_t nbytes,
                  std::shared_ptr<std::atomic<int>> lent);
-  // The end of our connections is not to be taken for a death.
-  void say_goodbye();
   // As the destructor, for a process that ends while others still hold this: from then on nothing is sent or received.
   void close();
 
   // Hands out what has arrived: events, then frames. True if there was anything. False at once where another thread
   // is at it, or is sending.
   bool pump();
-  bool pump_is_due() const;  // for loops that spin: not if the last one was a moment ago
   // Readable when pump() has something to do. pump() until it returns false before every poll().
   void append_pollfds(std::vector<pollfd>* fds) const;
 
@@ -88,7 +85,6 @@ class Wire {
   struct Process {
     std::string label;  // of its link; "": none
     bool lost = false;
-    bool said_goodbye = false;
     std::string trouble;
   };
   // A TCP socket of libzmq's, as its events tell of it.
@@ -150,7 +146,6 @@ class Wire {
   Complaints complaints_;
   std::atomic<uint64_t> ignored_{0};
   std::atomic<bool> must_look_{true};
-  std::atomic<int64_t> pumped_ns_{0};
 
   mutable std::mutex mutex_;  // all below, and the sockets
   std::map<std::string, Link, std::less<>> links_;

@@ -25,7 +25,6 @@ bool Wire::pump() {
   std::vector<std::shared_ptr<FrameHandler>> held;  // a handler's end may call the wire: after the lock
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock || socket_ == nullptr) return false;
-  pumped_ns_.store(now_ns(), std::memory_order_relaxed);
   ask_doubtful_links();
   if (!something_is_there()) return false;
   take_events();
@@ -159,7 +158,7 @@ const char* Wire::problem_of(const Arrival& arrival, FrameHeader* header) const 
   if (header->crc != crc_of(*header)) return "a frame with a wrong checksum";
   const auto type = static_cast<uint16_t>(header->type);
   if (type == 0 || type > kLastFrameType) return "a frame of an unknown type";
-  if ((header->type <= FrameType::goodbye) != (header->group == 0)) return "a frame of an unknown type";
+  if ((header->type == FrameType::hello) != (header->group == 0)) return "a frame of an unknown type";
   if (header->payload_bytes != arrival.payload.size()) return "a frame with too few or too many bytes";
   return nullptr;
 }
@@ -181,7 +180,6 @@ void Wire::take(Arrival& arrival) {
     if (!tag_is_right(*link->tags_in, header, arrival)) return ignore("a frame that is not authentic", arrival);
     link->tags_in->advance();
   }
-  if (header.type == FrameType::goodbye) processes_[link->process].said_goodbye = true;
   if (header.group != 0) dispatch(*link, header, std::move(arrival.payload));
 }
 
@@ -298,7 +296,6 @@ void Wire::bury_closed_links() {
     process.trouble = link.why_closed;
     if (!link.open) continue;  // never was connected: connect() may try again
     process.lost = true;
-    if (process.said_goodbye) continue;
     for (const auto& [group, handler] : handlers_)
       if (std::shared_ptr<FrameHandler> alive = handler.lock()) {
         alive->on_lost(link.process, link.why_closed);
