@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
-from torch import Generator, device
-from torch._C._distributed_c10d import Backend, Store
+from torch import Generator, Tensor, device
+from torch._C._distributed_c10d import Backend, Store, Work
 
 class ProcessGroup(Backend):
     """torch.distributed's backend over a group of the communicator."""
@@ -21,6 +21,76 @@ class ProcessGroup(Backend):
     @property
     def options(self) -> Backend.Options: ...
     def perform_nocolor_split(self, device: device) -> None: ...
+
+class ReduceOp:
+    """What a reduction does: the name of one of torch's kinds, and the factor of PREMUL_SUM."""
+
+    def __init__(self, name: str, factor: float | Tensor | None = None) -> None: ...
+
+class Communicator:
+    """The TorchComms operations over a process group. None: the operation has ended; else its handle.
+
+    hints: by their number (hxcomm.select.hint_number). timeout_ms: -1 is the group's.
+    """
+
+    def __init__(self, process_group: ProcessGroup, device: str) -> None: ...
+    def all_reduce(
+        self, tensor: Tensor, op: ReduceOp, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def broadcast(self, tensor: Tensor, root: int, async_op: bool, hints: int, timeout_ms: int, /) -> Work | None: ...
+    def reduce(
+        self, tensor: Tensor, root: int, op: ReduceOp, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def all_gather(
+        self, outputs: list[Tensor], input: Tensor, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def all_gather_v(
+        self, outputs: list[Tensor], input: Tensor, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def all_gather_single(
+        self, output: Tensor, input: Tensor, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def reduce_scatter(
+        self, output: Tensor, inputs: list[Tensor], op: ReduceOp, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def reduce_scatter_v(
+        self, output: Tensor, inputs: list[Tensor], op: ReduceOp, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def reduce_scatter_single(
+        self, output: Tensor, input: Tensor, op: ReduceOp, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def all_to_all(
+        self, outputs: list[Tensor], inputs: list[Tensor], async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def all_to_all_single(
+        self, output: Tensor, input: Tensor, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def all_to_all_v_single(
+        self,
+        output: Tensor,
+        input: Tensor,
+        output_splits: list[int],
+        input_splits: list[int],
+        async_op: bool,
+        hints: int,
+        timeout_ms: int,
+        /,
+    ) -> Work | None: ...
+    def gather(
+        self, outputs: list[Tensor], input: Tensor, root: int, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def gather_single(
+        self, output: Tensor, input: Tensor, root: int, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def scatter(
+        self, output: Tensor, inputs: list[Tensor], root: int, async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
+    def barrier(self, async_op: bool, hints: int, timeout_ms: int, /) -> Work | None: ...
+    def send(self, tensor: Tensor, peer: int, async_op: bool, hints: int, timeout_ms: int, /) -> Work | None: ...
+    def recv(self, tensor: Tensor, peer: int, async_op: bool, hints: int, timeout_ms: int, /) -> Work | None: ...
+    def batch(
+        self, sends: list[bool], tensors: list[Tensor], peers: list[int], async_op: bool, hints: int, timeout_ms: int, /
+    ) -> Work | None: ...
 
 class NothingProcessGroup(Backend):
     """Completes every collective at once and touches no tensor: what torch.distributed itself costs a call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.distributed_c10d import BackendConfig
 
 from hxcomm import build_check, environment
+
+if TYPE_CHECKING:
+    from hxcomm import _C
 
 BACKEND = "hxcomm"
 
@@ -93,7 +96,7 @@ def _nameless_as_without_hx(original: Callable[..., None], cpu_backend: str) -> 
 
 
 @dataclass(frozen=True)
-class _Membership:
+class Membership:
     """What makes a process group of this rank, but for its options."""
 
     store: Any
@@ -103,11 +106,11 @@ class _Membership:
     global_ranks: list[int]
     timeout_s: float
 
-    def without(self, excluded: list[int]) -> _Membership:
+    def without(self, excluded: list[int]) -> Membership:
         """Of the group that remains. Its keys are its own: `excluded` tells one attempt from the next."""
         remaining = [rank for rank in range(self.world_size) if rank not in excluded]
         without = "-".join(map(str, excluded))
-        return _Membership(
+        return Membership(
             store=PrefixStore(f"hxcomm/without/{without}", self.store),
             name=f"{self.name} without {without}",
             rank=remaining.index(self.rank),
@@ -116,24 +119,32 @@ class _Membership:
             timeout_s=self.timeout_s,
         )
 
-    def of(self, ranks: list[int], store: Any, options: BackendBase.Options) -> _Membership:
-        """Of a group of some of the ranks, which torch has named."""
-        return _Membership(
+    def of(self, ranks: list[int], store: Any, name: str, timeout: datetime.timedelta) -> Membership:
+        """Of a group of some of the ranks, this one among them."""
+        return Membership(
             store=store,
-            name=options.group_name,
+            name=name,
             rank=ranks.index(self.rank),
             world_size=len(ranks),
             global_ranks=[self.global_ranks[rank] for rank in ranks],
-            timeout_s=options._timeout.total_seconds(),
+            timeout_s=timeout.total_seconds(),
         )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A process group that was made, and what is asked of its group of the core."""
+
+    process_group: _C.ProcessGroup
+    member: Membership
+    death_of: Callable[[int], str]
+    """How the process of a rank ended; "": it lives, as far as this one knows."""
 
 
 def _create(options: Any, pg_options: Any) -> Any:
     """Called by torch for each new group of this rank. Raises InitError, or ImportError where the build is wrong."""
-    if (problem := build_check.problem()) is not None:
-        raise ImportError(problem)
-    return _make_process_group(
-        _Membership(
+    return make_process_group(
+        Membership(
             store=options.store,
             name=options.group_id or "default",
             rank=options.group_rank,
@@ -142,12 +153,14 @@ def _create(options: Any, pg_options: Any) -> Any:
             timeout_s=options.timeout.total_seconds(),
         ),
         pg_options,
-    )
+    ).process_group
 
 
-def _make_process_group(
-    member: _Membership, pg_options: Any, death_of: Callable[[int], str] = lambda rank: ""
-) -> BackendBase:
+def make_process_group(member: Membership, pg_options: Any, death_of: Callable[[int], str] = lambda rank: "") -> Made:
+    """Blocks until every rank of the group has come, or InitError says which did not. `death_of`: how the process of
+    a rank of the new group ended, where that is known before the group is made."""
+    if (problem := build_check.problem()) is not None:
+        raise ImportError(problem)
     from hxcomm import _C, _core, bootstrap, interpreted
     from hxcomm.select import Layout, Planner
 
@@ -183,16 +196,15 @@ def _make_process_group(
 
     def shrink(excluded: list[int], shrunk_options: Any) -> BackendBase:
         remaining = [rank for rank in range(member.world_size) if rank not in excluded]
-        return _make_process_group(
+        return make_process_group(
             member.without(excluded), shrunk_options or pg_options, lambda rank: group.death_of(remaining[rank])
-        )
+        ).process_group
 
     def split(store: Any, ranks: list[int], split_options: BackendBase.Options) -> BackendBase:
-        return _make_process_group(
-            member.of(ranks, store, split_options), split_options, lambda rank: group.death_of(ranks[rank])
-        )
+        part = member.of(ranks, store, split_options.group_name, split_options._timeout)
+        return make_process_group(part, split_options, lambda rank: group.death_of(ranks[rank])).process_group
 
-    return _C.ProcessGroup(
+    process_group = _C.ProcessGroup(
         rank=member.rank,
         size=member.world_size,
         api=_core.api(),
@@ -202,6 +214,7 @@ def _make_process_group(
         shrink=shrink,
         split=split,
     )
+    return Made(process_group, member, group.death_of)
 
 
 def monitored_barrier(

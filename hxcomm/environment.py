@@ -81,7 +81,7 @@ def _set_of(*allowed: str) -> Callable[[str], frozenset[str]]:
     return parse
 
 
-def _pairs(text: str) -> dict[str, str]:
+def parse_pairs(text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in text.split(","):
         op, colon, algorithm = (part.strip() for part in item.partition(":"))
@@ -166,7 +166,7 @@ ALGO: Variable[dict[str, str]] = Variable(
     "op:algorithm, comma-separated",
     {},
     "Runs these ops with these algorithms instead of the selector's choice, e.g. all_reduce:ring,broadcast:direct.",
-    _pairs,
+    parse_pairs,
 )
 DEBUG: Variable[frozenset[str]] = Variable(
     "HXCOMM_DEBUG",

@@ -62,6 +62,34 @@ class Layout:
         return max(self.hosts) + 1
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What one call asks of the choice; None: nothing.
+
+    algorithm: of any op; algorithms: of these ops. Both win over everything else. segment_bytes: of a window.
+    rank_order: as HXCOMM_DETERMINISM=layout (True) or without it (False).
+    """
+
+    algorithm: str | None = None
+    algorithms: tuple[tuple[str, str], ...] = ()
+    segment_bytes: int | None = None
+    rank_order: bool | None = None
+
+
+_NO_HINTS = Hints()
+_hint_numbers: dict[Hints, int] = {_NO_HINTS: 0}
+_hints = [_NO_HINTS]
+
+
+def hint_number(hints: Hints) -> int:
+    """The number of these hints in this process, which a call carries. Numbers may differ by rank: what is compared
+    between ranks is the choice."""
+    if hints not in _hint_numbers:
+        _hints.append(hints)
+        _hint_numbers[hints] = len(_hints) - 1
+    return _hint_numbers[hints]
+
+
 Selector = Callable[[str, int, str, Layout, "str | None"], "str | None"]
 _selectors: list[Selector] = []
 
@@ -150,7 +178,7 @@ class Planner:
         self.table = tuning.load(file) if file is not None else None
         for op, algorithm in self.overrides.items():
             self._check(op, algorithm, "asked for (HXCOMM_ALGO or Options)")
-            self._check_order(op, algorithm)
+            self._check_order(op, algorithm, self.rank_order)
 
     def _check(self, op: str, algorithm: str, by: str) -> None:
         if op not in algorithms.OPS:
@@ -159,11 +187,11 @@ class Planner:
         if algorithm not in known:
             raise ValueError(f"{op} has no algorithm {algorithm!r}, {by}; it has: {', '.join(known)}")
 
-    def _check_order(self, op: str, algorithm: str) -> None:
-        if self.rank_order and not keeps_rank_order(op, algorithm, self.layout):
+    def _check_order(self, op: str, algorithm: str, rank_order: bool) -> None:
+        if rank_order and not keeps_rank_order(op, algorithm, self.layout):
             raise ValueError(
                 f"{op} {algorithm} does not reduce in rank order on {self.layout.n_hosts} hosts, which "
-                "HXCOMM_DETERMINISM=layout asks for: choose another algorithm, or unset it"
+                "HXCOMM_DETERMINISM=layout asks for (as the hint does): choose another algorithm, or do not ask"
             )
 
     def settings(self) -> str:
@@ -174,8 +202,17 @@ class Planner:
         table = f"tuning {self.table.identity()}" if self.table else "no tuning"
         return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors; {table}"
 
-    def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False) -> Choice:
-        """By authority: what the user asked for, a registered selector, the table, the built-in choice."""
+    def _ordered(self, hints: Hints) -> bool:
+        return self.rank_order if hints.rank_order is None else hints.rank_order
+
+    def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False, hints: Hints = _NO_HINTS) -> Choice:
+        """By authority: the call's hints, what the user asked for, a registered selector, the table, the built-in
+        choice."""
+        hinted = dict(hints.algorithms).get(op, hints.algorithm)
+        if hinted is not None:
+            self._check(op, hinted, "asked for by a hint")
+            return Choice(hinted, "asked for by a hint")
+        rank_order = self._ordered(hints)
         if op in self.overrides:
             return Choice(self.overrides[op], "asked for (HXCOMM_ALGO or Options)")
         for selector in reversed(_selectors):
@@ -183,13 +220,13 @@ class Planner:
             if name is not None:
                 self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
                 return Choice(name, f"the selector {getattr(selector, '__name__', selector)!r}")
-        measured = self._measured(op, nbytes, mapped)
+        measured = self._measured(op, nbytes, mapped, rank_order)
         if isinstance(measured, Choice):
             return measured
-        name, why = default_algorithm(op, nbytes, self.layout, mapped, self.rank_order)
+        name, why = default_algorithm(op, nbytes, self.layout, mapped, rank_order)
         return Choice(name, f"{why}{measured}")
 
-    def _measured(self, op: str, nbytes: int, mapped: bool) -> Choice | str:
+    def _measured(self, op: str, nbytes: int, mapped: bool, rank_order: bool) -> Choice | str:
         """What the table says, or why it says nothing here: to be added to the reason for the built-in choice."""
         if self.table is None:
             return ""
@@ -200,38 +237,40 @@ class Planner:
         row = self.table.row(op, nbytes, device)
         if row is None:
             return f" (not by {self.table.name}: it has no row for {op} of {nbytes} bytes on {device})"
-        if self.rank_order and not keeps_rank_order(op, row.algorithm, self.layout):
+        if rank_order and not keeps_rank_order(op, row.algorithm, self.layout):
             return f" (not by {self.table.name}: HXCOMM_DETERMINISM=layout, and {row.algorithm} is not in rank order)"
         why = f"measured ({self.table.name}): {row.us:g} us for {row.measured_bytes} bytes"
         if row.runner_up is not None:
             why += f", {row.runner_up.algorithm} {row.runner_up.us:g} us"
         return Choice(row.algorithm, why, row.segment_bytes)
 
-    def plan(self, op: str, algorithm: str, root: int, mapped: bool) -> _core.Plan:
-        """The compiled plan of this rank; compiled once."""
+    def plan(self, op: str, algorithm: str, root: int, mapped: bool, hints: Hints = _NO_HINTS) -> _core.Plan:
+        """The compiled plan of this rank; compiled once. ValueError where it does not keep the order asked for."""
+        self._check_order(op, algorithm, self._ordered(hints))
         hosts = self.layout.hosts
         key = (op, algorithm, root, mapped, hosts)
         if key not in self._plans:
-            self._check_order(op, algorithm)
             schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None, hosts)
             compiled = compile_plan(schedule, self.rank, private=not mapped, hosts=hosts)
             self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)
         return self._plans[key]
 
-    def window_bytes(self, dtype: str, measured: int | None = None) -> int:
-        """Of a block, for ops that are cut into windows; `measured` is what the table says."""
-        asked = self.segment_bytes or measured
+    def window_bytes(self, dtype: str, measured: int | None = None, hinted: int | None = None) -> int:
+        """Of a block, for ops that are cut into windows; `measured` is what the table says, `hinted` the call."""
+        asked = hinted or self.segment_bytes or measured
         if self.layout.n_hosts == 1:
             return asked or SEGMENT_BYTES
         # Where a window is one chunk, all of it is one message.
         return min(asked or CROSSING_SEGMENT_BYTES, MESSAGE_BYTES // _ACCUMULATED_LARGER.get(dtype, 1))
 
     def __call__(
-        self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int, mapped: bool = False
+        self, op: str, dtype: str, reduce_op: str, root: int, nbytes: int, mapped: bool = False, hints: int = 0
     ) -> tuple[_core.Plan, int]:
-        """`mapped`: peers reach the tensors of the call, so the plan touches them; else it goes through scratch."""
-        choice = self.choose(op, nbytes, dtype, mapped)
-        window = self.window_bytes(dtype, choice.segment_bytes)
+        """`mapped`: peers reach the tensors of the call, so the plan touches them; else it goes through scratch.
+        `hints`: by their number."""
+        asked = _hints[hints]
+        choice = self.choose(op, nbytes, dtype, mapped, asked)
+        window = self.window_bytes(dtype, choice.segment_bytes, asked.segment_bytes)
         if "algo" in environment.DEBUG.get():
             print(
                 f"hxcomm: rank {self.rank} of '{self.group}': {op} of {nbytes} bytes {dtype} runs "
@@ -239,4 +278,4 @@ class Planner:
                 file=sys.stderr,
                 flush=True,
             )
-        return self.plan(op, choice.algorithm, root, mapped), window
+        return self.plan(op, choice.algorithm, root, mapped, asked), window

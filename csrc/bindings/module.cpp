@@ -45,11 +45,8 @@ Planner planner_from(py::function function) {
   return [held](const ChoiceKey& key) {
     const py::gil_scoped_acquire gil;
     try {
-      const py::object answer =
-          key.mapped
-              ? (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes,
-                        py::arg("mapped") = true)
-              : (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes);
+      const py::object answer = (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root,
+                                        key.nbytes, py::arg("mapped") = key.mapped, py::arg("hints") = key.hints);
       const auto pair = answer.cast<std::pair<std::shared_ptr<Plan>, uint64_t>>();
       return Choice{pair.first, pair.second};
     } catch (py::error_already_set& error) {

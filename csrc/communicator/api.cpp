@@ -50,6 +50,7 @@ Call call_of(const ApiCall& from) {
     call.output.push_back({static_cast<std::byte*>(from.output[i].data), from.output[i].count});
   call.shape.assign(from.shape, from.n_shape);
   call.timeout_ns = from.timeout_ns;
+  call.hints = from.hints;
   call.name_first = from.name_first != 0;
   return call;
 }

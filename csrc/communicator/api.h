@@ -11,7 +11,7 @@
 
 namespace hxcomm {
 
-constexpr uint32_t kApiVersion = 3;
+constexpr uint32_t kApiVersion = 4;
 constexpr const char* kApiCapsule = "hxcomm._core.api";
 constexpr const char* kGroupCapsule = "hxcomm._core.group";
 
@@ -35,6 +35,8 @@ struct ApiCall {
   const int64_t* shape;
   size_t n_shape;
   int64_t timeout_ns;
+  int32_t hints;  // what the caller asks the selector for, by the number it gave that (hxcomm.select.hint_number); 0:
+                  // nothing
   int32_t name_first;  // where the timeout passes, name only the first of the ranks that are missing
 };
 

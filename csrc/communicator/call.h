@@ -83,6 +83,7 @@ struct Call {
   bool uneven = false;  // counts differ by pair (all_to_all) or rank (reduce_scatter); compared from the descriptors
   int32_t root = -1;    // of a send or recv: the peer, -1 for any source
   int32_t tag = 0;      // of a send or recv
+  int32_t hints = 0;    // what the caller asks the planner for; 0: nothing
   uint64_t count = 0;   // elements of one block, equal on every rank (0 where uneven)
   Blocks input;         // as many as the plan's layout has blocks here
   Blocks output;
@@ -109,7 +110,7 @@ struct Choice {
   std::shared_ptr<Statistic> statistic{};  // filled in by the group
 };
 
-// What a choice may depend on. Everything in it is equal on every rank of a call that is not a mismatch.
+// What a choice may depend on. All but the hints is equal on every rank of a call that is not a mismatch.
 struct ChoiceKey {
   OpCode op;
   DType dtype;
@@ -117,6 +118,7 @@ struct ChoiceKey {
   int32_t root;
   uint64_t nbytes;  // of one block; 0 for uneven calls, whose counts differ by rank
   bool mapped;      // peers reach the tensors themselves, so nothing needs to be staged
+  int32_t hints;    // may differ by rank; what the choice then is may not
   bool operator==(const ChoiceKey&) const = default;
 };
 using Planner = std::function<Choice(const ChoiceKey&)>;

@@ -331,7 +331,7 @@ size_t Group::KeyHash::operator()(const ChoiceKey& key) const {
   uint64_t hash = key.nbytes * 0x9E3779B97F4A7C15ull;
   hash ^= (uint64_t{static_cast<uint8_t>(key.op)} << 24) ^ (uint64_t{static_cast<uint8_t>(key.dtype)} << 16) ^
           (uint64_t{static_cast<uint8_t>(key.reduce_op)} << 8) ^ (uint64_t{key.mapped} << 40) ^
-          static_cast<uint32_t>(key.root + 1);
+          (uint64_t{static_cast<uint32_t>(key.hints)} << 41) ^ static_cast<uint32_t>(key.root + 1);
   return static_cast<size_t>(hash ^ (hash >> 32));
 }
 
@@ -341,7 +341,8 @@ Choice Group::choose(const Call& call) {
   // Only a rank knows its own factor, so PREMUL_SUM is staged: contributions lie multiplied in scratch.
   const bool mapped = call.device == DeviceKind::hx && call.reduce_op != ReduceOp::premul_sum;
   const ChoiceKey key{
-      call.op, call.dtype, call.reduce_op, call.root, call.uneven ? 0 : call.count * item_size(call.dtype), mapped};
+      call.op, call.dtype, call.reduce_op, call.root, call.uneven ? 0 : call.count * item_size(call.dtype),
+      mapped,  call.hints};
   {
     std::lock_guard lock(planner_mutex_);
     if (const auto it = choices_.find(key); it != choices_.end()) return it->second;

@@ -31,7 +31,7 @@ ProcessGroup::WorkPtr ProcessGroup::allgather_into_tensor_coalesced(List& output
     calls = unequal(kAllGather, kName, outputs.size(), inputs.size());
   else
     for (size_t i = 0; i < inputs.size(); ++i)
-      fill_all_gather(calls.emplace_back(kAllGather, kName), outputs[i], inputs[i]);
+      fill_all_gather(calls.emplace_back(kAllGather, kName), outputs[i], inputs[i], self());
   return issue(OpType::COALESCED, std::move(calls), options.timeout, options.asyncOp);
 }
 
@@ -47,7 +47,7 @@ ProcessGroup::WorkPtr ProcessGroup::allgather_coalesced(std::vector<List>& outpu
     for (size_t i = 0; i < inputs.size(); ++i) {
       List into;
       for (const List& of_rank : outputs) into.push_back(of_rank[i]);
-      fill_all_gather(calls.emplace_back(kAllGather, kName), into, inputs[i]);
+      fill_all_gather(calls.emplace_back(kAllGather, kName), into, inputs[i], self());
     }
   return issue(OpType::COALESCED, std::move(calls), options.timeout, options.asyncOp);
 }
@@ -60,7 +60,7 @@ ProcessGroup::WorkPtr ProcessGroup::reduce_scatter_tensor_coalesced(List& output
     calls = unequal(kReduceScatter, kName, outputs.size(), inputs.size());
   else
     for (size_t i = 0; i < inputs.size(); ++i)
-      fill_reduce_scatter(calls.emplace_back(kReduceScatter, kName), outputs[i], inputs[i], options.reduceOp);
+      fill_reduce_scatter(calls.emplace_back(kReduceScatter, kName), outputs[i], inputs[i], options.reduceOp, self());
   return issue(OpType::COALESCED, std::move(calls), options.timeout, options.asyncOp);
 }
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "communicator/api.h"
+#include "torch/communicator.h"
 #include "torch/device/bindings.h"
 #include "torch/nothing.h"
 #include "torch/process_group.h"
@@ -46,5 +47,6 @@ PYBIND11_MODULE(_C, m) {
   py::class_<NothingProcessGroup, c10d::Backend, c10::intrusive_ptr<NothingProcessGroup>>(m, "NothingProcessGroup")
       .def(py::init([](int rank, int size) { return c10::make_intrusive<NothingProcessGroup>(rank, size); }),
            py::kw_only(), py::arg("rank"), py::arg("size"));
+  hxcomm::torch_glue::bind_communicator(m);
   hxcomm::device::bind(m);
 }

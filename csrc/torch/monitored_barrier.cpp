@@ -18,7 +18,7 @@ void ProcessGroup::monitoredBarrier(const c10d::BarrierOptions& options, bool wa
                                       " s");
   ApiCall call = Tensors(kBarrier, "barrier").call(timeout);
   call.name_first = wait_all_ranks ? 0 : 1;
-  if (const int kind = api_->run(group_, &call); kind != 0) throw_typed(kind, api_->message());
+  if (const int kind = issuer_.api().run(issuer_.group(), &call); kind != 0) throw_typed(kind, issuer_.api().message());
 }
 
 }  // namespace hxcomm::torch_glue

@@ -9,22 +9,19 @@ using c10d::OpType;
 
 ProcessGroup::WorkPtr ProcessGroup::send(List& tensors, int to, int tag) {
   Tensors call(kSend, "send");
-  call.set_peer(to, tag, getSize());
-  call.add_one(tensors, /*output=*/false);
+  fill_send(call, only(tensors, call), to, tag, self());
   return issue(OpType::SEND, std::move(call), timeout_, /*async_op=*/true);
 }
 
 ProcessGroup::WorkPtr ProcessGroup::recv(List& tensors, int from, int tag) {
   Tensors call(kRecv, "recv");
-  call.set_peer(from, tag, getSize());
-  call.add_one(tensors, /*output=*/true);
+  fill_recv(call, only(tensors, call), from, tag, self());
   return issue(OpType::RECV, std::move(call), timeout_, /*async_op=*/true);
 }
 
 ProcessGroup::WorkPtr ProcessGroup::recvAnysource(List& tensors, int tag) {
   Tensors call(kRecv, "recvAnySource");  // as other backends call it in a profile
-  call.set_any_peer(tag);
-  call.add_one(tensors, /*output=*/true);
+  fill_recv_from_any(call, only(tensors, call), tag);
   return issue(OpType::RECVANYSOURCE, std::move(call), timeout_, /*async_op=*/true);
 }
 

@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "communicator/api.h"
-#include "torch/tensors.h"
+#include "torch/calls.h"
+#include "torch/issuer.h"
 
 namespace hxcomm::torch_glue {
 
@@ -30,14 +31,13 @@ class ProcessGroup final : public c10d::Backend {
   // `api` and `group` come from the capsules of hxcomm._core; the group is retained.
   ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout,
                c10::intrusive_ptr<Options> options, Shrink shrink, Split split);
-  ~ProcessGroup() override;
 
   const std::string getBackendName() const override { return "hxcomm"; }
   void setTimeout(std::chrono::milliseconds timeout) override { timeout_ = timeout; }
   void setSequenceNumberForGroup() override {}  // the group counts from its creation on
-  uint64_t getSequenceNumberForGroup() override { return api_->sequence(group_); }
-  void abort() override { api_->abort(group_, "abort() was called"); }
-  void shutdown() override { api_->leave(group_); }
+  uint64_t getSequenceNumberForGroup() override { return issuer_.api().sequence(issuer_.group()); }
+  void abort() override { issuer_.api().abort(issuer_.group(), "abort() was called"); }
+  void shutdown() override { issuer_.api().leave(issuer_.group()); }
   bool supportsShrinking() const override { return true; }
   // Blocks until all that remain have called it. torch then destroys this one; what is pending here raises then, or
   // with SHRINK_ABORT at once.
@@ -51,7 +51,6 @@ class ProcessGroup final : public c10d::Backend {
                                     const c10::intrusive_ptr<Options>& options) override;
 
   using WorkPtr = c10::intrusive_ptr<c10d::Work>;
-  using List = std::vector<at::Tensor>;
   WorkPtr broadcast(List& tensors, const c10d::BroadcastOptions& options) override;
   WorkPtr allreduce(List& tensors, const c10d::AllreduceOptions& options) override;
   WorkPtr allreduce_coalesced(List& tensors, const c10d::AllreduceCoalescedOptions& options) override;
@@ -80,28 +79,21 @@ class ProcessGroup final : public c10d::Backend {
   WorkPtr recv(List& tensors, int from, int tag) override;
   WorkPtr recvAnysource(List& tensors, int tag) override;
 
+  Issuer& issuer() { return issuer_; }
+  std::chrono::milliseconds timeout() const { return timeout_; }
+
   // Between the two, every collective begins at once as it would anyway; endCoalescing() returns one handle for all.
   void startCoalescing() override;
   WorkPtr endCoalescing() override;
 
  private:
-  // A call with a problem is refused: the peers are told, this rank raises. Of several, all are.
-  void refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::milliseconds timeout);
-  void run(Tensors& call, std::chrono::milliseconds timeout);
+  Member self() const { return {getRank(), getSize()}; }
   // Runs the calls now (sync) or posts them. A timeout that is not set becomes that of the group.
   WorkPtr issue(c10d::OpType type, std::vector<Tensors> calls, std::chrono::milliseconds timeout, bool async_op);
   WorkPtr issue(c10d::OpType type, Tensors&& call, std::chrono::milliseconds timeout, bool async_op);
-  WorkPtr start(c10::intrusive_ptr<class Work> work, std::chrono::milliseconds timeout, bool async_op);
   WorkPtr noted(WorkPtr work);  // for endCoalescing()
-  static void fill_all_reduce(Tensors& call, const at::Tensor& tensor, const c10d::ReduceOp& op);
-  void fill_all_gather(Tensors& call, const at::Tensor& output, const at::Tensor& input) const;
-  void fill_all_gather(Tensors& call, const List& outputs, const at::Tensor& input) const;
-  void fill_reduce_scatter(Tensors& call, const at::Tensor& output, const at::Tensor& input,
-                           const c10d::ReduceOp& op) const;
-  void add_one_per_rank(Tensors& call, const List& tensors, bool output) const;
 
-  const Api* api_;
-  void* group_;
+  Issuer issuer_;
   std::chrono::milliseconds timeout_;
   c10::intrusive_ptr<Options> options_;
   Shrink shrink_;

@@ -94,10 +94,10 @@ ProcessGroup::WorkPtr ProcessGroup::allreduce_sparse(List& tensors, const c10d::
     sizes.add_input(header_of(tensor));
   sizes.add_output(headers, n);
   sizes.require_count(kHeader);
-  refuse_problems(sizes, timeout);
+  issuer_.refuse_problems(sizes, timeout);
   const ApiCall exchange = sizes.call(timeout);
-  if (const int kind = api_->run(group_, &exchange); kind != 0) {
-    std::string message = api_->message();
+  if (const int kind = issuer_.api().run(issuer_.group(), &exchange); kind != 0) {
+    std::string message = issuer_.api().message();
     if (kind == static_cast<int>(ErrorKind::mismatch))
       message += " (An all_reduce of a sparse tensor begins with an all_gather of its sizes.)";
     throw_typed(kind, message);
@@ -110,11 +110,14 @@ ProcessGroup::WorkPtr ProcessGroup::allreduce_sparse(List& tensors, const c10d::
   std::vector<Tensors> calls;
   calls.push_back(std::move(indices.call));
   calls.push_back(std::move(values.call));
-  auto work = c10::make_intrusive<Work>(getRank(), c10d::OpType::_ALLREDUCE_SPARSE, api_, group_, std::move(calls));
+  auto work = c10::make_intrusive<Work>(getRank(), c10d::OpType::_ALLREDUCE_SPARSE, &issuer_.api(), issuer_.group(),
+                                        std::move(calls));
   work->set_finish({tensor},
                    [tensor, i = std::move(indices.whole), v = std::move(values.whole)] { store_sum(tensor, i, v); });
   work->set_event(std::move(event));
-  return start(std::move(work), timeout, options.asyncOp);
+  work->post(timeout);
+  if (!options.asyncOp) work->wait(kNoTimeout);
+  return noted(std::move(work));
 }
 
 }  // namespace hxcomm::torch_glue

@@ -79,12 +79,6 @@ void Tensors::set_peer(int peer, int tag, int size) {
   call_.tag = tag;
 }
 
-void Tensors::add_one(const std::vector<at::Tensor>& tensors, bool output) {
-  if (tensors.size() != 1) return fail("takes one tensor, not " + std::to_string(tensors.size()));
-  output ? add_output(tensors[0]) : add_input(tensors[0]);
-  require_count(tensors[0].defined() ? tensors[0].numel() : 0);
-}
-
 void Tensors::set_reduce_op(const c10d::ReduceOp& op) {
   const std::optional<ReduceOp> known = reduce_op_of(op);
   if (!known)

@@ -45,7 +45,7 @@ class Tensors {
   void set_root(int64_t root, int size);
   void set_peer(int peer, int tag, int size);  // of a send or recv
   void set_any_peer(int tag) { call_.tag = tag; }
-  void add_one(const std::vector<at::Tensor>& tensors, bool output);  // the only one of the list, and its count
+  void set_hints(int32_t hints) { call_.hints = hints; }  // see ApiCall
   void set_reduce_op(const c10d::ReduceOp& op);
   // Adds memory to the call, in the order of the op's blocks. A tensor may be given as `blocks` equal blocks.
   void add_input(const at::Tensor& tensor, int blocks = 1);

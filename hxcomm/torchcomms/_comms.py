@@ -1,0 +1,3 @@
+"""The package's names under the module that programs for torchcomms import them from, too."""
+
+from hxcomm.torchcomms import *  # noqa: F403
