@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backend", default="hxcomm", metavar="NAME", help="any that torch knows (default: hxcomm)")
+    verify.add_argument(
+        "--api", choices=("c10d", "torchcomms"), default="c10d", help="torch.distributed (default), or a communicator"
+    )
     verify.add_argument("--device", default="cpu", metavar="DEV", help="of the tensors: cpu (default), cuda, ...")
     verify.add_argument(
         "--ranks", type=_counts, default=[2, 3, 4], metavar="N,N", help="world sizes, one after another (2,3,4)"

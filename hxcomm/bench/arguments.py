@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--backend", default="hxcomm", help="the backend to measure; 'nothing' does nothing (what c10d itself costs)")
+    add(
+        "--backend",
+        default="hxcomm",
+        help="the backend to measure; 'torchcomm' is hxcomm by TorchComm's calls, 'nothing' does nothing",
+    )
     add("--compare", metavar="BACKEND", help="measure this one, too, interleaved, and print the ratio of the medians")
     add("--ops", type=_ops, default=OPS, metavar="OP,OP", help="among " + ", ".join(OPS))
     add("--min-bytes", type=_nbytes, default=64, metavar="SIZE", help="smallest size, e.g. 4KiB")

@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 
 from hxcomm.bench.arguments import ITEM_BYTES
+from hxcomm.torchcomms import ReduceOp, TorchComm
 
-Group = Any  # torch.distributed.ProcessGroup, which has no usable annotations
+Group = Any  # torch.distributed.ProcessGroup, which has no usable annotations, or a TorchComm
 ROOT = 0  # of broadcast
 # Inputs repeat with this period: prime, so that chunks which land in the wrong place are seen.
 PERIOD = 8191
@@ -102,8 +103,9 @@ class Buffers:
 class Operation:
     """A collective as the benchmark needs it.
 
+    run(case, buffers, group) is blocking; group is a process group, or the TorchComm of backend "torchcomm".
     counts(elements, world_size): the count column, and nbytes divided by the item size, for a size of `elements`.
-    make: buffers of a case. fill: the exact inputs. run: the collective, blocking. expected: what the output must be.
+    make: buffers of a case. fill: the exact inputs. expected: what the output must be.
     bus_factor(world_size): busbw / algbw, what each rank's link must carry of the size (nccl-tests, PERFORMANCE.md).
     """
 
@@ -215,25 +217,37 @@ def _fill(case: Case, buffers: Buffers) -> None:
 
 def _run_all_reduce(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
     tensor, op = _tensor(buffers.output), REDUCE_OPS[case.reduce_op]
+    if isinstance(group, TorchComm):
+        kind = getattr(ReduceOp, case.reduce_op.upper())
+        return lambda: group.all_reduce(tensor, kind, async_op=False)
     return lambda: dist.all_reduce(tensor, op=op, group=group)
 
 
 def _run_all_gather(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
     output, own = _tensor(buffers.output), _tensor(buffers.input)
+    if isinstance(group, TorchComm):
+        return lambda: group.all_gather_single(output, own, async_op=False)
     return lambda: dist.all_gather_single(output, own, group=group)
 
 
 def _run_broadcast(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
     tensor = _tensor(buffers.output)
+    if isinstance(group, TorchComm):
+        return lambda: group.broadcast(tensor, ROOT, async_op=False)
     return lambda: dist.broadcast(tensor, src=ROOT, group=group)
 
 
 def _run_reduce_scatter(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
     output, whole, op = _tensor(buffers.output), _tensor(buffers.input), REDUCE_OPS[case.reduce_op]
+    if isinstance(group, TorchComm):
+        kind = getattr(ReduceOp, case.reduce_op.upper())
+        return lambda: group.reduce_scatter_single(output, whole, kind, async_op=False)
     return lambda: dist.reduce_scatter_single(output, whole, op=op, group=group)
 
 
 def _run_barrier(case: Case, buffers: Buffers, group: Group) -> Callable[[], object]:
+    if isinstance(group, TorchComm):
+        return lambda: group.barrier(async_op=False)
     return lambda: dist.barrier(group=group)
 
 

@@ -22,8 +22,10 @@ from hxcomm.bench.operations import OPERATIONS, Buffers, Case, Group, case_of, c
 from hxcomm.bench.results import Report, Row, bandwidths
 from hxcomm.bench.timing import Times, measure, over_ranks
 from hxcomm.c10d import BACKEND
+from hxcomm.torchcomms import new_comm
 
 NOTHING = "nothing"
+TORCHCOMM = "torchcomm"  # hxcomm through its own API
 # A backend that hangs ends the run after this long instead of torch's half hour.
 TIMEOUT = datetime.timedelta(seconds=120)
 Prepared = TypeVar("Prepared")
@@ -39,7 +41,7 @@ class Session:
         self.groups: dict[str, Group] = {}
         for name in asked:
             if name is not None and name not in self.groups:
-                self.groups[name] = _make_group(name)
+                self.groups[name] = _make_group(name, settings.device)
         self.probes: Any = None
         if settings.floor:
             from hxcomm.bench.probes import Probes
@@ -77,7 +79,7 @@ class Session:
     def _measure(self, op: str, case: Case) -> None:
         buffers = OPERATIONS[op].make(case)
         # The others are given CPU tensors over the same memory: what they know, and no copy that would slow them down.
-        buffers_of = {name: buffers if name == BACKEND else buffers.on_cpu() for name in self.groups}
+        buffers_of = {name: buffers if name in (BACKEND, TORCHCOMM) else buffers.on_cpu() for name in self.groups}
         groups = {name: group for name, group in self.groups.items() if self._can_run(name, op, case, buffers_of[name])}
         if not groups:
             return
@@ -145,11 +147,17 @@ class Session:
             print(text, flush=True)
 
 
-def _make_group(backend: str) -> Group:
+def _make_group(backend: str, device: str) -> Group:
     """A group of all ranks. Raises UsageError where torch.distributed does not know the backend."""
     from hxcomm.c10d import register_backend
 
     register_backend()  # where hxcomm is used from its source tree, torch has not found it by itself
+    if backend == TORCHCOMM:
+        # Over a store that is there already: torchrun's, or the one that rank 0 opened for the default group.
+        store = dist.distributed_c10d._get_default_store()
+        return new_comm(
+            BACKEND, device, TORCHCOMM, abort_process_on_timeout_or_error=False, timeout=TIMEOUT, store=store
+        )
     name = backend
     if backend == NOTHING:
         from hxcomm.bench.nothing import register
@@ -158,7 +166,7 @@ def _make_group(backend: str) -> Group:
     if not dist.is_backend_available(name):
         internal = ("undefined", "fake", "hxcomm_nothing")
         there = [each for each in dist.Backend.backend_list if dist.is_backend_available(each) and each not in internal]
-        known = ", ".join([*sorted(there), NOTHING])
+        known = ", ".join([*sorted(there), TORCHCOMM, NOTHING])
         raise UsageError(f"torch.distributed has no backend {backend!r} here; it has {known}")
     return dist.new_group(backend=name, timeout=TIMEOUT)
 

@@ -13,6 +13,7 @@ KNOWN = {
     "algorithm": "an algorithm's name, e.g. ring; or of several ops, e.g. all_reduce:ring,broadcast:direct",
     "chunk": "bytes of a staging window, e.g. 256KiB",
     "determinism": "layout (the same bits wherever the ranks run) or none",
+    "persistent_store": "anything: torch.distributed passes it to new_comm, where a given store is kept in any case",
 }
 
 
@@ -63,4 +64,5 @@ _PARSERS = {
     "algorithm": _algorithm,
     "chunk": lambda text: {"segment_bytes": environment.parse_nbytes(text)},
     "determinism": _determinism,
+    "persistent_store": lambda text: {},
 }

@@ -442,9 +442,11 @@ class Hooks:
     lock, and a hook may register or remove hooks. `if hooks:` is True when a call has somebody to tell.
     """
 
-    __slots__ = ("_abort", "_lock", "_post", "_pre")
+    __slots__ = ("_abort", "_changed", "_lock", "_post", "_pre")
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        """changed: called after every registration and removal."""
+        self._changed = changed
         self._lock = threading.Lock()
         # One-element lists as entries: the same function may be registered twice, and each handle removes its own.
         self._pre: tuple[list[PreHook], ...] = ()
@@ -488,9 +490,11 @@ class Hooks:
         entry = [hook]
         with self._lock:
             setattr(self, kind, (*getattr(self, kind), entry))
+        self._changed()
 
         def remove() -> None:
             with self._lock:
                 setattr(self, kind, tuple(each for each in getattr(self, kind) if each is not entry))
+            self._changed()
 
         return RemovableHandle(remove)

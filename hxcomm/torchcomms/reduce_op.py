@@ -67,7 +67,11 @@ class ReduceOp(_C.ReduceOp):
         return self._type
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ReduceOp) and self._type is other._type and self.factor is other.factor
+        if not isinstance(other, ReduceOp) or self._type is not other._type:
+            return False
+        if isinstance(self.factor, torch.Tensor) or isinstance(other.factor, torch.Tensor):
+            return self.factor is other.factor  # their values are read at a call, and may change
+        return self.factor == other.factor
 
     def __hash__(self) -> int:
         return hash(self._type)

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         except ImportError as error:
             raise UsageError(f"--import {module}: {error}; is its folder in PYTHONPATH?") from error
     registry.load(modules)
-    cases = registry.matching(options.only)
+    cases = registry.matching(options.only, options.api)
     if not cases:
         raise UsageError(f"no check matches {' '.join(options.only)}; `hxcomm verify --list` shows what there is")
     if options.list:
@@ -44,7 +44,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not any(ranks >= case.check.min_ranks for case in cases for ranks in options.ranks):
         raise UsageError(f"the checks asked for need more ranks than --ranks {','.join(map(str, options.ranks))}")
-    _require_backend(options.backend)
+    if options.api == "c10d":
+        _require_backend(options.backend)
+    else:
+        _require_torchcomms_backend(options.backend)
     _require_device(options.device)
     for option in (options.json, options.html):
         if option is not None and not option.parent.is_dir():
@@ -52,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing stays behind
     began = time.monotonic()
     progress = Progress(cases, options.ranks)
-    with Driver(options.backend, options.device, options.timeout, modules) as driver:
+    with Driver(options.backend, options.device, options.timeout, modules, options.api) as driver:
         report = driver.run(cases, options.ranks, progress)
     _print_summary(report, time.monotonic() - began)
     if options.json is not None:
@@ -80,6 +83,14 @@ def _require_backend(name: str) -> None:
         )
     if not dist.is_backend_available(name):
         raise UsageError(f"this torch was built without {name}")
+
+
+def _require_torchcomms_backend(name: str) -> None:
+    from hxcomm import torchcomms
+
+    if not torchcomms.is_backend_built(name):
+        known = ", ".join(torchcomms.built_backends())
+        raise UsageError(f"new_comm knows no backend {name!r}; it knows {known}. For another: --import its MODULE")
 
 
 def _require_device(name: str) -> None:
@@ -117,7 +128,8 @@ class Progress:
 def _print_summary(report: Report, took_s: float) -> None:
     names = [name for name in CATEGORIES if report.counts(name)]
     width = max(map(len, [*names, "category"]))
-    print(f"\n{report.backend} on {report.device}, torch {report.torch}, {took_s:.0f} s")
+    api = "" if report.api == "c10d" else f" by the API of {report.api}"
+    print(f"\n{report.backend}{api} on {report.device}, torch {report.torch}, {took_s:.0f} s")
     print(f"{'category':<{width}}" + "".join(f"{each:>13}" for each in OUTCOMES))
     for name in names:
         print(f"{name:<{width}}" + "".join(f"{report.counts(name)[each]:>13}" for each in OUTCOMES))

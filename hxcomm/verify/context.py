@@ -53,7 +53,7 @@ def refuses(error: BaseException) -> bool:
 
 
 class Context:
-    """One rank's view of one case. The default process group is one of the backend, over all ranks."""
+    """One rank's view of one case. The default process group, or `comm`, is one of the backend, over all ranks."""
 
     def __init__(
         self,
@@ -65,7 +65,10 @@ class Context:
         timeout_s: float,
         store: Store,
         announce: Callable[[int], None],
+        comm: Any = None,
     ) -> None:
+        """comm: the TorchComm, where the checks are of torchcomms."""
+        self.comm = comm
         self.backend = backend
         self.device = device
         self.rank = rank

@@ -30,8 +30,10 @@ Progress = Callable[[Result], None]
 class Driver:
     """Ranks of one backend, as many as asked for. A context manager: leaving it ends them."""
 
-    def __init__(self, backend: str, device: str, timeout_s: float, modules: Sequence[str] = ()) -> None:
-        self.report = Report(backend, device, torch.__version__, timeout_s, tuple(modules))
+    def __init__(
+        self, backend: str, device: str, timeout_s: float, modules: Sequence[str] = (), api: str = "c10d"
+    ) -> None:
+        self.report = Report(backend, device, torch.__version__, timeout_s, tuple(modules), api)
         # In the driver, where no rank's death can take it away.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._folder = tempfile.TemporaryDirectory(prefix="verify-")
@@ -88,6 +90,7 @@ class Driver:
             return ""
         self._incarnation += 1
         setup = Setup(
+            api=self.report.api,
             backend=self.report.backend,
             device=self.report.device,
             world_size=world_size,

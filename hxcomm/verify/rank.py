@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,7 @@ PR_SET_PDEATHSIG = 1
 class Setup:
     """What a rank is started with."""
 
+    api: str  # one of registry.APIS
     backend: str
     device: str
     world_size: int
@@ -69,12 +71,7 @@ def serve(setup: Setup, connection: Connection) -> None:
         registry.load(setup.modules)
         c10d.register_backend()
         store = TCPStore("127.0.0.1", setup.store_port, is_master=False)
-        dist.init_process_group(
-            setup.backend,
-            store=PrefixStore(f"group {setup.incarnation}", store),
-            rank=setup.rank,
-            world_size=setup.world_size,
-        )
+        comm = _join(setup, PrefixStore(f"group {setup.incarnation}", store), device)
     except BaseException as error:
         connection.send(_answer(error))
         return
@@ -84,9 +81,24 @@ def serve(setup: Setup, connection: Connection) -> None:
             job: Job = connection.recv()
         except EOFError:
             break
-        connection.send(_run(setup, job, store, connection))
+        connection.send(_run(setup, job, store, connection, comm))
     if dist.is_initialized():
         dist.destroy_process_group()
+    if comm is not None:
+        comm.finalize()
+
+
+def _join(setup: Setup, store: Store, device: torch.device) -> Any:
+    """Makes the default group, or returns the communicator over all ranks."""
+    if setup.api == "c10d":
+        dist.init_process_group(setup.backend, store=store, rank=setup.rank, world_size=setup.world_size)
+        return None
+    from hxcomm import torchcomms
+
+    os.environ.update(TORCHCOMM_RANK=str(setup.rank), TORCHCOMM_SIZE=str(setup.world_size))
+    return torchcomms.new_comm(
+        setup.backend, device, name="verify", abort_process_on_timeout_or_error=False, store=store
+    )
 
 
 def _prepare(setup: Setup) -> None:
@@ -109,8 +121,9 @@ def _device(setup: Setup) -> torch.device:
     return torch.device(setup.device, setup.rank % max(1, torch.accelerator.device_count()))
 
 
-def _run(setup: Setup, job: Job, store: Store, connection: Connection) -> Answer:
+def _run(setup: Setup, job: Job, store: Store, connection: Connection, comm: Any) -> Answer:
     context = Context(
+        comm=comm,
         backend=setup.backend,
         device=_device(setup),
         rank=setup.rank,
@@ -119,7 +132,7 @@ def _run(setup: Setup, job: Job, store: Store, connection: Connection) -> Answer
         store=PrefixStore(f"job {job.number}", store),
         announce=lambda status: connection.send(Answer("ending", status=status)),
     )
-    case = registry.find(job.case)
+    case = registry.find(job.case, setup.api)
     function = case.check.afterwards if job.afterwards else case.check.function
     assert function is not None
     try:

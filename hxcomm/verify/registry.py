@@ -15,6 +15,8 @@ from typing import Any
 
 CATEGORIES = ("results", "semantics", "determinism", "point_to_point", "parallel", "misuse", "failure")
 
+APIS = ("c10d", "torchcomms")  # torch.distributed; the communicator of torchcomms
+
 Body = Callable[..., object]
 
 
@@ -22,6 +24,7 @@ Body = Callable[..., object]
 class Check:
     """One promise. `function(context, *arguments)` returns, or raises what is wrong."""
 
+    api: str
     category: str
     name: str
     says: str
@@ -55,7 +58,7 @@ class Case:
         return self.check.optional(*self.arguments)
 
 
-_checks: dict[str, Check] = {}
+_checks: dict[tuple[str, str], Check] = {}  # by API, and category/name
 
 
 def check(
@@ -68,6 +71,7 @@ def check(
     optional: bool | Callable[..., bool] = False,
     spoils: bool = False,
     afterwards: Body | None = None,
+    api: str = "c10d",
 ) -> Callable[[Body], Body]:
     """Registers the function below it. Raises ValueError for an unknown category or a name that is taken.
 
@@ -79,12 +83,12 @@ def check(
         called = name or function.__name__
         if category not in CATEGORIES:
             raise ValueError(f"check {called}: there is no category {category!r}; there are {', '.join(CATEGORIES)}")
-        key = f"{category}/{called}"
+        key = (api, f"{category}/{called}")
         if key in _checks:
-            raise ValueError(f"check {key} exists already: choose another name")
+            raise ValueError(f"check {key[1]} of {api} exists already: choose another name")
         tuples = tuple(case if isinstance(case, tuple) else (case,) for case in cases)
         may_refuse = optional if callable(optional) else lambda *_: bool(optional)
-        _checks[key] = Check(category, called, says, function, tuples, min_ranks, may_refuse, spoils, afterwards)
+        _checks[key] = Check(api, category, called, says, function, tuples, min_ranks, may_refuse, spoils, afterwards)
         return function
 
     return register
@@ -100,18 +104,19 @@ def load(modules: Sequence[str] = ()) -> None:
         importlib.import_module(each)
 
 
-def cases() -> list[Case]:
+def cases(api: str = "c10d") -> list[Case]:
     """Every case, by category."""
-    ordered = sorted(_checks.values(), key=lambda each: CATEGORIES.index(each.category))
+    of_api = [each for each in _checks.values() if each.api == api]
+    ordered = sorted(of_api, key=lambda each: CATEGORIES.index(each.category))
     return [Case(each, arguments) for each in ordered for arguments in each.cases]
 
 
-def matching(patterns: Sequence[str]) -> list[Case]:
+def matching(patterns: Sequence[str], api: str = "c10d") -> list[Case]:
     """The cases whose id matches one of the patterns, in which * and ? stand for anything; all without a pattern.
 
     Brackets stand for themselves, so an id is a pattern; a check's id without its arguments matches all its cases.
     """
-    everything = cases()
+    everything = cases(api)
     if not patterns:
         return everything
     expressions = [
@@ -121,9 +126,9 @@ def matching(patterns: Sequence[str]) -> list[Case]:
     return [case for case in everything if any(each.fullmatch(case.id) for each in expressions)]
 
 
-def find(identity: str) -> Case:
+def find(identity: str, api: str) -> Case:
     """The case of this id. Raises KeyError."""
-    for case in cases():
+    for case in cases(api):
         if case.id == identity:
             return case
     raise KeyError(identity)

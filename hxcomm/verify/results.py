@@ -71,12 +71,14 @@ class Report:
     torch: str
     timeout_s: float
     modules: tuple[str, ...]
+    api: str = "c10d"
     results: list[Result] = field(default_factory=list)
 
     def reproducer(self, case: str, ranks: int) -> str:
         """The command that runs this one case again."""
         more = "".join(f" --import {shlex.quote(module)}" for module in self.modules)
-        return f"hxcomm verify --backend {self.backend} --device {self.device} --ranks {ranks}{more} --only {case}"
+        api = "" if self.api == "c10d" else f" --api {self.api}"
+        return f"hxcomm verify{api} --backend {self.backend} --device {self.device} --ranks {ranks}{more} --only {case}"
 
     def counts(self, category: str | None = None) -> Counter[str]:
         return Counter(each.outcome for each in self.results if category in (None, each.category))

@@ -63,6 +63,20 @@ def test_hxcomm_passes_every_check_of(tmp_path: Path, category: str, device: str
             assert error.startswith("PeerFailedError, names rank") and ";" not in error, about
 
 
+@pytest.mark.parametrize(("device", "ranks"), [("cpu", 3), ("hx", 2)])
+def test_hxcomm_passes_every_check_of_torchcomms(tmp_path: Path, device: str, ranks: int) -> None:
+    status, found, printed = results(tmp_path, "--api", "torchcomms", "--device", device, "--ranks", str(ranks))
+    assert status == 0, printed
+    assert {each["category"] for each in found} == {"results", "semantics", "point_to_point", "misuse", "failure"}
+    for each in found:
+        about = f"{each['case']}: {each['outcome']} {each['message']} {each['notes']}"
+        assert each["outcome"] == "pass", about
+        assert each["notes"].get("afterwards", "the group is usable") == "the group is usable", about
+        if each["case"].startswith("failure/killed"):
+            error = each["notes"]["the error"]
+            assert error.startswith("PeerFailedError, names rank") and ";" not in error, about
+
+
 # --- what it finds in others ---
 
 
