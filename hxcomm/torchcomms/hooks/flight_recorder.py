@@ -151,15 +151,22 @@ class _Recorder:
         self.config: dict[str, dict[str, str]] = {}
         self.records = 0
 
-    def add_group(self, name: str, backend: str, ranks: list[int], rank: int) -> _Group:
+    def group(self, name: str, backend: str, ranks: list[int], rank: int) -> _Group:
+        """The group of this name and these ranks; one that comes back goes on where it was."""
         with self.lock:
+            if self.config.get(name, {}).get("ranks", _listed(ranks)) != _listed(ranks):
+                name += f":{_listed(ranks)}"  # another communicator of this process has the name
+            for group in self.groups.values():
+                if group.name == name:
+                    group.rank = rank
+                    return group
             group = _Group(len(self.groups), name, backend, ranks, rank)
             self.groups[group.number] = group
             self._configure(name, backend, ranks)
             return group
 
     def _configure(self, name: str, backend: str, ranks: list[int]) -> None:
-        self.config[name] = {"name": name, "desc": backend, "ranks": "[" + ",".join(map(str, ranks)) + "]"}
+        self.config[name] = {"name": name, "desc": backend, "ranks": _listed(ranks)}
 
     def record(self, group: _Group, op: OpName, op_id: int, args: PreHookArgs, timeout_ms: int) -> _Entry:
         frames = _frames()
@@ -245,6 +252,10 @@ class _Recorder:
                     entry.as_dict() for entry in self.entries if include_completed or entry.state() != "completed"
                 ],
             }
+
+
+def _listed(ranks: list[int]) -> str:
+    return "[" + ",".join(map(str, ranks)) + "]"
 
 
 def _has_ended(entry: _Entry) -> bool:
@@ -345,41 +356,53 @@ class FlightRecorderHook:
 
     def register_with_comm(self, comm: Any) -> None:
         """Records every operation of this communicator from now on."""
-        self._register(comm, list(range(comm.get_size())))
+        self._register(comm, None)
 
-    def _register(self, comm: Any, ranks: list[int]) -> None:
+    def _register(self, comm: Any, group: _Group | None) -> None:
+        """group: that of a split, whose ranks only this recorder knows."""
         recorder = self._recorder
         name, backend = comm.get_name(), comm.get_backend()
         timeout_ms = int(comm.get_options().timeout.total_seconds() * 1000)
-        group = recorder.add_group(name, backend, ranks, comm.get_rank())
-        life = getattr(comm, "_generation", 0)
-        current: dict[int, tuple[_Entry, list[int]]] = {}  # op id -> entry and members of a split, until the post hook
+        life = getattr(comm, "_uuid", None)  # of the last reconfigure()
+        if group is None and comm.get_size():
+            group = recorder.group(name, backend, list(range(comm.get_size())), comm.get_rank())
+        current: dict[int, _Entry] = {}  # op id -> entry, between a call's pre and post hook
 
         def pre(op: OpName, op_id: int, args: PreHookArgs) -> None:
             nonlocal group, life
             if op is OpName.finalize:
                 return
-            if getattr(comm, "_generation", 0) != life:
-                # Other members under the same name: sequence numbers begin again on all of them.
-                life = comm._generation
-                group = recorder.add_group(f"{name}#{life}", backend, list(range(comm.get_size())), comm.get_rank())
-            members = [group.ranks[rank] for rank in args.ranks] if isinstance(args, SplitPreHookArgs) else []
-            current[op_id] = recorder.record(group, op, op_id, args, timeout_ms), members
+            if group is None or getattr(comm, "_uuid", None) != life:
+                # Other members under the same name, who all know the uuid; they all begin counting again.
+                life = getattr(comm, "_uuid", None)
+                group = recorder.group(f"{name}#{life}", backend, list(range(comm.get_size())), comm.get_rank())
+            called_in = group
+            if isinstance(args, SplitPreHookArgs):
+                # Only the members call it, so it is the first operation of their group, not one of this group.
+                if group.rank not in args.ranks:
+                    return
+                members = [group.ranks[rank] for rank in args.ranks]
+                called_in = recorder.group(args.name, backend, members, args.ranks.index(group.rank))
+            current[op_id] = recorder.record(called_in, op, op_id, args, timeout_ms)
             if len(current) > _MAX_UNPOSTED:  # calls that raised: no post hook will come
                 current.pop(next(iter(current)), None)
 
         def post(op_id: int, args: PostHookArgs) -> None:
-            entry, members = current.pop(op_id, (None, []))
+            entry = current.pop(op_id, None)
             if entry is None:
                 return
             recorder.started(entry, getattr(args, "work", None))
             if isinstance(args, SplitPostHookArgs) and args.new_comm is not None:
-                self._register(args.new_comm, members)
+                self._register(args.new_comm, entry.group)
+
+        def dump() -> None:
+            if group is not None:
+                self.dump_file(group.ranks[group.rank])
 
         self._handles += [
             comm.register_pre_hook(pre),
             comm.register_post_hook(post),
-            comm.register_abort_hook(lambda: self.dump_file(group.ranks[group.rank])),
+            comm.register_abort_hook(dump),
         ]
 
     def unregister(self) -> None:
