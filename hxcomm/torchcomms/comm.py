@@ -179,7 +179,7 @@ class TorchComm(Operations):
         if timeout <= timedelta(0):
             raise ValueError(f"a timeout of {timeout.total_seconds()} s; it must be positive")
         if isinstance(calls, Native):
-            calls.process_group._set_default_timeout(timeout)
+            calls.process_group.set_timeout(timeout)
         else:
             calls.backend.set_timeout(timeout)
         self._options.timeout = timeout
