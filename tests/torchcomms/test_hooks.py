@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 from recorded_calls import SilentComm
 
+import hxcomm.torchcomms as torchcomms
+from hxcomm.errors import AbortedError
 from hxcomm.torchcomms import hook_args
 from hxcomm.torchcomms.hook_args import BarrierPreHookArgs, Hooks, OpName
 from hxcomm.torchcomms.hooks import NanCheckHook, NanFoundError
@@ -202,3 +205,98 @@ def test_a_nan_check_that_is_taken_off_checks_no_more() -> None:
     check.unregister()
     comm.call(OpName.all_reduce, BAD)
     assert not check.is_enabled()
+
+
+def every_operation_tells(rank: int, n: int) -> list[tuple[str, str]]:
+    comm = torchcomms.new_comm("hxcomm", "cpu", "world", abort_process_on_timeout_or_error=False)
+    told: list[tuple[str, int, object]] = []
+    comm.register_pre_hook(lambda op, op_id, args: told.append((op.name, op_id, args)))
+    comm.register_post_hook(lambda op_id, args: told.append(("post", op_id, args)))
+    sum_, peer = torchcomms.ReduceOp.SUM, (rank + 1) % n
+    t, each = torch.ones(2), [torch.ones(2) for _ in range(n)]
+    if rank == 0:
+        comm.send(t, peer, async_op=False)
+    else:
+        comm.recv(t, peer, async_op=False)
+    comm.broadcast(t, 0, async_op=False)
+    comm.all_reduce(t, sum_, async_op=True).wait()
+    comm.reduce(t, 0, sum_, async_op=False)
+    comm.all_gather(each, t, async_op=False)
+    comm.all_gather_v(each, t, async_op=False)
+    comm.all_gather_single(torch.empty(2 * n), t, async_op=False)
+    comm.reduce_scatter(t, each, sum_, async_op=False)
+    comm.reduce_scatter_v(t, each, sum_, async_op=False)
+    comm.reduce_scatter_single(t, torch.ones(2 * n), sum_, async_op=False)
+    comm.all_to_all_single(torch.empty(n), torch.ones(n), async_op=False)
+    comm.all_to_all_v_single(torch.empty(n), torch.ones(n), [1] * n, [1] * n, async_op=False)
+    comm.all_to_all([torch.empty(2) for _ in range(n)], each, async_op=False)
+    comm.barrier(async_op=False)
+    comm.scatter(t, each if rank == 0 else [], 0, async_op=False)
+    comm.gather(each if rank == 0 else [], t, 0, async_op=False)
+    comm.gather_single(torch.empty(2 * n if rank == 0 else 0), t, 0, async_op=False)
+    comm.split([0, 1], "part")
+    comm.finalize()
+    ids = [op_id for _, op_id, _ in told]
+    # The two hooks of a call share its id, and ids grow by one.
+    assert ids == [ids[0] + index // 2 for index in range(len(ids))]
+    works = [args.work for _, _, args in told if isinstance(args, hook_args.CollectivePostHookArgs)]
+    assert len(works) == 17 and all(work.is_completed() for work in works)
+    return [
+        (told[i][0], type(told[i][2]).__name__ + "/" + type(told[i + 1][2]).__name__) for i in range(0, len(told), 2)
+    ]
+
+
+def test_every_operation_tells_its_hooks_with_one_id(rank_pool: Callable[[int], Any]) -> None:
+    for rank, told in enumerate(rank_pool(2).run(every_operation_tells, backend=None)):
+        names = [op.name for op in OpName if op is not OpName.new_window]
+        expected = [name for name in names if name != ("recv" if rank == 0 else "send")]
+        assert sorted(name for name, _ in told) == sorted(expected)
+        for name, classes in told:
+            stem = name.title().replace("_", "")
+            assert classes == f"{stem}PreHookArgs/{stem}PostHookArgs"
+
+
+def nan_on_one_rank(rank: int, n: int) -> str:
+    comm = torchcomms.new_comm("hxcomm", "cpu", "world", abort_process_on_timeout_or_error=False)
+    check = torchcomms.hooks.NanCheckHook()
+    check.register_with_comm(comm)
+    tensor = torch.tensor([1.0, NAN if rank == 1 else 2.0])
+    said = ""
+    try:
+        comm.all_reduce(tensor, torchcomms.ReduceOp.SUM, async_op=rank == 0)
+    except NanFoundError as error:
+        said = str(error)
+        tensor[1] = 5  # nothing was sent: this rank may mend its tensor and call again
+        comm.all_reduce(tensor, torchcomms.ReduceOp.SUM, async_op=True)
+    comm.barrier(async_op=False)
+    assert tensor.tolist() == [2, 7]
+    comm.finalize()
+    return said
+
+
+def test_a_nan_on_one_rank_is_stopped_there_and_the_communicator_stays_usable(
+    rank_pool: Callable[[int], Any],
+) -> None:
+    assert rank_pool(2).run(nan_on_one_rank, backend=None) == [
+        "",
+        "input of all_reduce #1 on rank 1 of communicator 'world' holds NaN: 1 of 2 elements, the first at [1]",
+    ]
+
+
+def abort_is_told(rank: int, n: int) -> list[str]:
+    told: list[str] = []
+    comm = torchcomms.new_comm("hxcomm", "cpu", "world", abort_process_on_timeout_or_error=False)
+    comm.register_abort_hook(lambda: told.append("aborted"))
+    comm.register_abort_hook(lambda: told.append("never")).remove()
+    if rank == 0:
+        comm.abort()
+        comm.abort()
+    else:
+        with pytest.raises(AbortedError):
+            comm.barrier(async_op=False, timeout=timedelta(seconds=20))
+    comm.finalize()
+    return told
+
+
+def test_abort_hooks_run_once_where_abort_is_called(rank_pool: Callable[[int], Any]) -> None:
+    assert rank_pool(2).run(abort_is_told, backend=None)[0] == ["aborted"]

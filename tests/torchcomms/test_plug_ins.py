@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torchcomms_stand_in
 
+import hxcomm
+import hxcomm.torchcomms as torchcomms
 from hxcomm.torchcomms import backend as backends
+from hxcomm.torchcomms import hooks
 from hxcomm.torchcomms.backend import PlugIn, TorchCommBackend
 from hxcomm.torchcomms.hook_args import OpName
+from hxcomm.torchcomms.hooks import NanFoundError
 from hxcomm.torchcomms.options import AllReduceOptions, CommOptions
 
 CPU = torch.device("cpu")
@@ -308,3 +317,123 @@ def test_an_unknown_backend_lists_the_known_ones() -> None:
     backends.register_backend("recording", Recording)
     with pytest.raises(ModuleNotFoundError, match="no backend 'recordin': known are hxcomm, recording"):
         backends.backend_class("recordin")
+
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "toy_backend.py"
+
+
+def test_the_example_backend_is_short_and_runs(run_ranks: Callable[..., list[Any]]) -> None:
+    source = EXAMPLE.read_text().split("class StoreBackend")[1].split("register_backend")[0]
+    assert len(source.splitlines()) <= 60
+    outputs = run_ranks(EXAMPLE, 2, backend=None)
+    assert [output.splitlines()[-1] for output in outputs] == [
+        f"rank {rank} of 2: the sum is 3, recorded: 1 call" for rank in range(2)
+    ]
+
+
+def toy_gets_everything_for_free(rank: int, n: int) -> None:
+    runpy.run_path(str(EXAMPLE))
+    comm = torchcomms.new_comm("store", "cpu", "toy")
+    recorder, told = hooks.FlightRecorderHook(isolated=True), []
+    recorder.register_with_comm(comm)
+    hooks.NanCheckHook().register_with_comm(comm)
+    comm.register_pre_hook(lambda op, op_id, args: told.append((op.name, op_id)))
+    assert (comm.get_rank(), comm.get_size(), comm.get_backend()) == (rank, n, "store")
+    tensor = torch.full((2,), float(rank + 1))
+    with pytest.raises(ValueError, match=f"all_gather on rank {rank} of {n}: tensor_list has 1 tensors"):
+        comm.all_gather([tensor], tensor, async_op=False)
+    with pytest.raises(NanFoundError, match=f"input of all_reduce #\\d on rank {rank} of communicator 'toy'"):
+        comm.all_reduce(torch.tensor([float("nan")]), torchcomms.ReduceOp.SUM, async_op=False)
+    with pytest.raises(NotImplementedError, match="backend 'store' does not implement reduce_scatter_single"):
+        comm.reduce_scatter_single(torch.ones(1), torch.ones(n), torchcomms.ReduceOp.SUM, async_op=False)
+    with pytest.raises(NotImplementedError, match="backend 'store' does not implement batch_op_issue"):
+        batch = comm.batch_op_create()
+        batch.send(tensor, (rank + 1) % n)
+        batch.issue(async_op=False)
+    gathered = [torch.empty(2) for _ in range(n)]
+    work = comm.all_gather(gathered, tensor, async_op=True)
+    assert work.is_completed() and [each.tolist() for each in gathered] == [[1, 1], [2, 2], [3, 3]]
+    comm.all_reduce(tensor, torchcomms.ReduceOp.MAX, async_op=False)
+    assert tensor.tolist() == [3, 3]
+    pair = comm.split([2, 0], "pair")
+    assert (pair is None) == (rank == 1)
+    if pair is not None:
+        assert (pair.get_rank(), pair.get_size(), pair.get_name()) == ([2, 0].index(rank), 2, "pair")
+        pair.broadcast(tensor := torch.tensor([rank]), 0, async_op=False)
+        assert tensor.item() == 2
+        pair.finalize()
+    comm.finalize()
+    with pytest.raises(ValueError, match="'toy' cannot be used: it was finalized"):
+        comm.barrier(async_op=False)
+    entries = json.loads(recorder.dump_json())["entries"]
+    done = [(e["backend"], e["operation"]) for e in entries if e["state"] == "completed"]
+    ours = [("store", "split"), ("store", "broadcast")] if rank != 1 else []
+    assert done == [("store", "all_gather"), ("store", "all_reduce"), *ours]
+    assert ("finalize", told[-1][1]) == told[-1]
+
+
+def test_a_toy_backend_gets_checks_hooks_and_recording_for_free(rank_pool: Callable[[int], Any]) -> None:
+    rank_pool(3).run(toy_gets_everything_for_free, backend=None)
+
+
+def hxcomm_under_torchcomms(rank: int, n: int) -> None:
+    theirs = torchcomms_stand_in.install()
+    before = set(sys.modules)
+    comm = theirs.new_comm("hxcomm", torch.device("cpu"), "world", abort_process_on_timeout_or_error=False)
+    assert "hxcomm.torchcomms.plugin" in set(sys.modules) - before
+    assert "hxcomm" in dist.Backend.backend_list  # what torch's use_torchcomms asks for
+    assert (comm.get_rank(), comm.get_size(), comm.get_backend_name()) == (rank, n, "hxcomm")
+    assert (comm.get_comm_name(), comm.get_backend_version()) == ("world", hxcomm.__version__)
+    reduce_op, t = theirs.ReduceOp, torch.tensor([float(rank + 1)] * 2)
+    for kind, result in (("SUM", 6), ("PRODUCT", 6), ("MIN", 1), ("MAX", 3), ("AVG", 2)):
+        value = t.clone()
+        comm.all_reduce(value, getattr(reduce_op, kind), async_op=True).wait()
+        assert value.tolist() == [result, result]
+    bits = torch.tensor([1 << rank])
+    comm.all_reduce(bits, reduce_op.BOR, async_op=False)
+    assert bits.item() == 7
+    with pytest.raises(NotImplementedError, match="PREMUL_SUM on backend 'hxcomm' of torchcomms: this version"):
+        comm.all_reduce(t.clone(), reduce_op.PREMUL_SUM(0.5), async_op=False)
+    out = [torch.zeros(2) for _ in range(n)]
+    comm.all_gather(out, t, async_op=False)
+    comm.reduce_scatter(value, [t] * n, reduce_op.SUM, async_op=False)
+    comm.reduce(root := t.clone(), 0, reduce_op.SUM, async_op=False)
+    assert [each.tolist() for each in out] == [[1, 1], [2, 2], [3, 3]] and value.tolist() == [6, 6]
+    assert root.tolist() == ([6, 6] if rank == 0 else [rank + 1] * 2)
+    comm.all_to_all_v_single(got := torch.zeros(n), torch.full((n,), float(rank)), [1] * n, [1] * n, async_op=False)
+    assert got.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="root"):
+        comm.broadcast(t, 7, async_op=False)
+    pair = comm.split([2, 0], "pair")
+    assert (pair is None) == (rank == 1)
+    if pair is not None:
+        assert pair.backend.device_and_options[0] == torch.device("cpu")
+        (pair.send if rank == 2 else pair.recv)(t, 1 - pair.get_rank(), async_op=False)
+        assert t.tolist() == [3, 3]
+        pair.finalize()
+    comm.set_timeout(timedelta(seconds=5))
+    comm.barrier(async_op=False)
+    comm.finalize()
+
+
+def test_torchcomms_finds_hxcomm_by_its_entry_point_and_runs_on_it(
+    run_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    # The installed package has this entry point (pyproject.toml); a folder that names it makes the test independent of
+    # which checkout is installed.
+    information = tmp_path / "hxcomm_plug_in-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: hxcomm-plug-in\nVersion: 1.0\n")
+    lines = (EXAMPLE.parent.parent / "pyproject.toml").read_text().split('entry-points."torchcomms.backends"]\n')[1]
+    name, value = re.match(r'(\w+) = "([\w.:]+)"', lines).groups()  # type: ignore[union-attr]
+    (information / "entry_points.txt").write_text(f"[torchcomms.backends]\n{name} = {value}\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run_ranks(hxcomm_under_torchcomms, 3, backend=None, env={"PYTHONPATH": path})
+
+
+def test_the_plug_in_does_nothing_where_torchcomms_is_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchcomms", "torchcomms._comms"):
+        monkeypatch.setitem(sys.modules, name, torchcomms)
+    from hxcomm.torchcomms import plugin
+
+    assert plugin.register() is None
