@@ -50,6 +50,11 @@ FORBIDDEN_IMPORTS: dict[str, tuple[str, ...]] = {
         "hxcomm.schedule",
         "hxcomm.errors",
     ),
+    "hxcomm/torchcomms/options.py": ("hxcomm",),
+    "hxcomm/torchcomms/hook_args.py": ("hxcomm",),
+    "hxcomm/torchcomms/backend.py": ("hxcomm._C", "hxcomm.c10d", "hxcomm.torchcomms.comm", "hxcomm.torchcomms.native"),
+    "hxcomm/torchcomms/validation.py": ("hxcomm._C", "hxcomm.c10d", "hxcomm.torchcomms.comm"),
+    "hxcomm/torchcomms/hooks": ("hxcomm._C", "hxcomm.c10d", "hxcomm.torchcomms.comm", "hxcomm.torchcomms.native"),
     "examples": ("hxcomm._C", "hxcomm._core"),
 }
 # numpy in the schedule layer belongs to the interpreter alone: the rest imports in milliseconds.

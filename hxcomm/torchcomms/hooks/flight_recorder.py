@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hxcomm.torchcomms.hook_args import (
@@ -40,20 +41,22 @@ _KNOWN_LIBRARIES = frozenset({"nccl", "ncclx", "xccl", "gloo", "rccl", "rcclx", 
 _STAND_IN = "gloo"
 # What fr_trace calls an operation, where it is not our name. It compares sizes of all_to_all as sums over the ranks.
 _TOOL_NAMES = {OpName.gather_single: "gather", OpName.all_to_all_v_single: "all_to_all"}
+# As c10 spells them, which is what the recorders of c10d write; others are written as torch spells them.
 _DTYPES = {
-    "float32": "Float",
-    "float64": "Double",
-    "float16": "Half",
-    "bfloat16": "BFloat16",
-    "int64": "Long",
-    "int32": "Int",
-    "int16": "Short",
-    "int8": "Char",
-    "uint8": "Byte",
-    "bool": "Bool",
-    "complex64": "ComplexFloat",
-    "complex128": "ComplexDouble",
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.bool: "Bool",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
 }
+_PACKAGE = str(Path(__file__).parent.parent)
 _MAX_FRAMES = 32
 _MAX_UNPOSTED = 64  # threads that may be within one call of one communicator each
 
@@ -266,11 +269,10 @@ def _has_ended(entry: _Entry) -> bool:
 def _frames() -> list[tuple[str, str, int]]:
     """The caller's stack, innermost first, without this package's own frames on top."""
     frame = sys._getframe(1)
-    package = str(Path(__file__).parent.parent)
     frames: list[tuple[str, str, int]] = []
     while frame is not None and len(frames) < _MAX_FRAMES:
         code = frame.f_code
-        if frames or not code.co_filename.startswith(package):
+        if frames or not code.co_filename.startswith(_PACKAGE):
             frames.append((code.co_name, code.co_filename, frame.f_lineno))
         frame = frame.f_back  # type: ignore[assignment]
     return frames
@@ -307,8 +309,7 @@ def _stacked(sizes: list[list[int]]) -> list[list[int]]:
 
 
 def _dtypes(tensors: list[Tensor]) -> list[str]:
-    names = (str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
-    return [_DTYPES.get(name, name) for name in names]
+    return [_DTYPES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
 
 
 def _file(rank: int) -> Path:
