@@ -308,8 +308,8 @@ class TorchComm(Operations):
 
     def _failed(self, error: Exception) -> Exception:
         """What to raise for an error of a call. Ends the process instead where the options say so."""
-        if isinstance(error, (PeerFailedError, CommTimeoutError)):
-            if self._options.abort_process_on_timeout_or_error:
+        if isinstance(error, (PeerFailedError, CommTimeoutError, AbortedError)):
+            if self._options.abort_process_on_timeout_or_error and not isinstance(error, AbortedError):
                 self._end_process(error)
             if not self._aborted:
                 self._aborted = True

@@ -184,4 +184,5 @@ def abort(context: Context) -> None:
     if work is not None:
         context.raises(work.wait, "work that was pending at abort()")
     context.raises(lambda: comm.all_reduce(mine(context), SUM, False), "all_reduce after abort()")
+    context.expect(comm.is_aborted() and ran == [1], f"is_aborted() {comm.is_aborted()}, abort hooks ran {ran}")
     comm.finalize()
