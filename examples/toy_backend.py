@@ -5,20 +5,20 @@ torchrun --nproc-per-node 2 examples/toy_backend.py
 
 import functools
 import io
-import os
 
 import torch
 from torch.distributed import PrefixStore
 
 import hxcomm.torchcomms as torchcomms
 from hxcomm.torchcomms.hooks import FlightRecorderHook
+from hxcomm.torchcomms.rendezvous import rank_and_size
 
 REDUCTIONS = {"SUM": torch.add, "PRODUCT": torch.mul, "MIN": torch.minimum, "MAX": torch.maximum}
 
 
 class StoreBackend(torchcomms.TorchCommBackend):
     def init(self, device, name, options):
-        self._join(name, options.store, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        self._join(name, options.store, *rank_and_size())
 
     def _join(self, name, store, rank, size):
         self.name, self.store, self.rank, self.size, self.calls = name, store, rank, size, 0
@@ -33,6 +33,8 @@ class StoreBackend(torchcomms.TorchCommBackend):
         return [torch.load(io.BytesIO(self.store.get(f"{self.calls}/{rank}"))) for rank in range(self.size)]
 
     def all_reduce(self, tensor, op, async_op):
+        if op.type.name not in REDUCTIONS:
+            raise NotImplementedError(f"backend 'store' does not implement {op}")
         tensor.copy_(functools.reduce(REDUCTIONS[op.type.name], self._exchange(tensor)))
 
     def all_gather(self, tensor_list, tensor, async_op):

@@ -55,7 +55,8 @@ class TorchCommBackend:
 
     An operation takes TorchComm's operands in the same order and async_op, and last, where the method names it,
     `options` (of the operation's class: timeout and hints). It returns None when it is done, else an object with
-    wait(); is_completed() is asked where it exists. Tensors have been checked: device, dtypes, counts, root, peer.
+    wait(); is_completed() is asked where it exists. Tensors have been checked: device, dtypes, counts, root, peer,
+    and that they are dense and contiguous.
     batch_op_issue(ops, async_op) takes a list of P2POp, in any order and both directions.
     What a backend does not define raises NotImplementedError naming backend and operation.
     """
