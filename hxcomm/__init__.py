@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PeerFailedError,
     )
     from hxcomm.select import register_selector
+    from hxcomm.torchcomms import ReduceOp, TorchComm, new_comm
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,7 +34,10 @@ __all__ = [
     "MismatchError",
     "Options",
     "PeerFailedError",
+    "ReduceOp",
+    "TorchComm",
     "monitored_barrier",
+    "new_comm",
     "register_algorithm",
     "register_selector",
     "statistics",
@@ -50,6 +54,9 @@ _HOMES = {
     "monitored_barrier": "hxcomm.c10d",
     "statistics": "hxcomm.c10d",
     "register_selector": "hxcomm.select",
+    "ReduceOp": "hxcomm.torchcomms",
+    "TorchComm": "hxcomm.torchcomms",
+    "new_comm": "hxcomm.torchcomms",
 }
 
 if (_problem := build_check.problem()) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hxcomm import algorithms, environment
@@ -60,7 +60,7 @@ def _determinism(text: str) -> dict[str, Any]:
     return {"rank_order": text == "layout"}
 
 
-_PARSERS = {
+_PARSERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "algorithm": _algorithm,
     "chunk": lambda text: {"segment_bytes": environment.parse_nbytes(text)},
     "determinism": _determinism,
