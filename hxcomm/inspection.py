@@ -42,7 +42,7 @@ _CAUSES = (
 # The codes of csrc/communicator/call.h (OpCode), csrc/core/types.h (DType, ReduceOp) and flight.h (FlightState).
 _OPS = (
     *("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter", "gather", "scatter", "all_to_all"),
-    *("barrier", "send", "recv"),
+    *("barrier", "send", "recv", "put", "signal", "wait_signal"),
 )
 _DTYPES = (
     *("float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool", "int8", "int16"),
@@ -68,7 +68,7 @@ class Operation:
     """Of one block: a tensor, or one rank's part of it. 0 for an unequal all_to_all."""
     reduce_op: str | None
     root: int | None
-    """Of a send or recv: the peer; None for any source."""
+    """Of a send or recv: the peer; None for any source. Of a call on a window: the other rank."""
     state: str
     """posted, arrived (waits for the others), running (all have arrived), finished or failed."""
     posted_ns: int
@@ -81,7 +81,7 @@ class Operation:
 
     @property
     def is_message(self) -> bool:
-        return self.op in ("send", "recv")
+        return self.op in ("send", "recv", "put", "signal", "wait_signal")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,15 @@ namespace {
 using GroupHandle = std::shared_ptr<Group>;
 using OpHandle = std::shared_ptr<Op>;
 
+// Holds the group, and with it the peers' memory.
+struct WindowHandle {
+  GroupHandle group;
+  std::shared_ptr<Window> window;
+};
+
 thread_local std::string last_message;
+
+WindowHandle& window_of(void* handle) { return *static_cast<WindowHandle*>(handle); }
 
 Group& group_of(void* handle) { return **static_cast<GroupHandle*>(handle); }
 
@@ -41,6 +49,8 @@ Call call_of(const ApiCall& from) {
   call.factor = from.factor;
   call.root = from.root;
   call.tag = from.tag;
+  call.window = from.window;
+  call.offset = from.offset;
   call.uneven = from.uneven != 0;
   call.device = static_cast<DeviceKind>(from.device);
   call.count = from.count;
@@ -106,6 +116,40 @@ const Api kApi = {
         },
     .leave = [](void* group) { group_of(group).leave(); },
     .sequence = [](void* group) { return group_of(group).next_sequence(); },
+    .open_window =
+        [](void* group, const ApiWindow* own, const char* problem, int64_t timeout_ns, void** window) {
+          return guarded([&] {
+            WindowRequest request;
+            request.dtype = static_cast<DType>(own->dtype);
+            request.device = static_cast<DeviceKind>(own->device);
+            request.data = static_cast<std::byte*>(own->data);
+            request.count = own->count;
+            request.shape.assign(own->shape, own->n_shape);
+            request.problem = problem != nullptr ? problem : "";
+            request.timeout_ns = timeout_ns;
+            const auto& handle = *static_cast<GroupHandle*>(group);
+            *window = new WindowHandle{handle, handle->one_sided().open(request)};
+          });
+        },
+    .close_window =
+        [](void* window, int64_t timeout_ns) {
+          return guarded([&] { window_of(window).group->one_sided().close(window_of(window).window, timeout_ns); });
+        },
+    .drop_window = [](void* window) { window_of(window).group->one_sided().forget(window_of(window).window); },
+    .release_window = [](void* window) { delete static_cast<WindowHandle*>(window); },
+    .window_id = [](void* window) { return window_of(window).window->id; },
+    .window_part =
+        [](void* window, int rank, ApiWindow* to) {
+          const Window& from = *window_of(window).window;
+          const Window::Part& part = from.parts[static_cast<size_t>(rank)];
+          *to = {static_cast<int32_t>(from.dtype),
+                 static_cast<int32_t>(from.device),
+                 part.memory,
+                 part.count,
+                 part.shape.extents,
+                 part.shape.n_dims,
+                 from.is_remote(rank) ? 0 : 1};
+        },
 };
 
 }  // namespace

@@ -11,7 +11,7 @@
 
 namespace hxcomm {
 
-constexpr uint32_t kApiVersion = 4;
+constexpr uint32_t kApiVersion = 5;
 constexpr const char* kApiCapsule = "hxcomm._core.api";
 constexpr const char* kGroupCapsule = "hxcomm._core.group";
 
@@ -20,10 +20,11 @@ struct ApiBlock {
   uint64_t count;  // elements
 };
 
-// One collective call. Codes are those of OpCode, DType and ReduceOp; blocks as the op's layout has them.
+// One call. Codes are those of OpCode, DType and ReduceOp; blocks as the op's layout has them.
 struct ApiCall {
   int32_t op, dtype, reduce_op, root;  // root -1: none; of a send or recv: the peer, -1 for any source
   int32_t tag;                         // of a send or recv
+  uint64_t window, offset;             // of put, signal, wait_signal: its id; of a put: where, in elements
   int32_t uneven;
   int32_t device;  // DeviceKind: 1 where all blocks lie in this process's segment
   double factor;   // PREMUL_SUM
@@ -38,6 +39,16 @@ struct ApiCall {
   int32_t hints;  // what the caller asks the selector for, by the number it gave that (hxcomm.select.hint_number); 0:
                   // nothing
   int32_t name_first;  // where the timeout passes, name only the first of the ranks that are missing
+};
+
+// This rank's part of a window, or what is known of another rank's.
+struct ApiWindow {
+  int32_t dtype, device;
+  void* data;
+  uint64_t count;  // elements
+  const int64_t* shape;
+  size_t n_shape;        // at most 8
+  int32_t on_this_host;  // of a part that is known
 };
 
 using ApiOnFinish = void (*)(void* context, int kind, const char* message);
@@ -65,6 +76,16 @@ struct Api {
   void (*abort)(void* group, const char* reason);
   void (*leave)(void* group);
   uint64_t (*sequence)(void* group);  // of the next collective
+  // Windows. Opening and closing are collective and block; all ranks get a window, or none: where one of them has a
+  // problem (null: none) with its tensor, it raises that and its peers MismatchError. A mismatch in closing leaves the
+  // window open; any other error closes it here while peers may still be storing into it, as drop_window does.
+  int (*open_window)(void* group, const ApiWindow* own, const char* problem, int64_t timeout_ns, void** window);
+  int (*close_window)(void* window, int64_t timeout_ns);
+  void (*drop_window)(void* window);     // on this rank alone; then what close_window has not closed ends here
+  void (*release_window)(void* window);  // the handle: a window that is open stays so
+  uint64_t (*window_id)(void* window);
+  // The data of a rank of another host is null. What it points to lives as long as the handle.
+  void (*window_part)(void* window, int rank, ApiWindow* part);
 };
 
 const Api* api();

@@ -27,12 +27,16 @@ enum class OpCode : uint8_t {  // the order of hxcomm.algorithms.OPS
   scatter = 6,
   all_to_all = 7,
   barrier = 8,
-  send = 9,  // the two that are no collectives
+  send = 9,  // the two between two ranks
   recv = 10,
+  put = 11,  // the three on a window
+  signal = 12,
+  wait_signal = 13,
 };
-constexpr int kOpCodes = 11;
+constexpr int kOpCodes = 14;
 const char* op_name(OpCode op);
 constexpr bool is_point_to_point(OpCode op) { return op == OpCode::send || op == OpCode::recv; }
+constexpr bool is_one_sided(OpCode op) { return op >= OpCode::put; }
 constexpr bool reduces(OpCode op) {
   return op == OpCode::all_reduce || op == OpCode::reduce || op == OpCode::reduce_scatter;
 }
@@ -81,9 +85,11 @@ struct Call {
   double factor = 1;                   // PREMUL_SUM: of this rank; it may differ by rank
   DeviceKind device = DeviceKind::cpu;
   bool uneven = false;  // counts differ by pair (all_to_all) or rank (reduce_scatter); compared from the descriptors
-  int32_t root = -1;    // of a send or recv: the peer, -1 for any source
+  int32_t root = -1;    // of a send or recv: the peer, -1 for any source; on a window: the other rank
   int32_t tag = 0;      // of a send or recv
   int32_t hints = 0;    // what the caller asks the planner for; 0: nothing
+  uint64_t window = 0;  // one-sided: its id
+  uint64_t offset = 0;  // of a put: where in the other rank's part, in elements
   uint64_t count = 0;   // elements of one block, equal on every rank (0 where uneven)
   Blocks input;         // as many as the plan's layout has blocks here
   Blocks output;

@@ -98,6 +98,9 @@ void Crossing::on_frame(const Nonce& from, const FrameHeader& header, Payload&& 
           source, header.aux,
           {reinterpret_cast<const char*>(payload.data()), std::min(payload.size(), Control::kReasonBytes - 1)});
       return;
+    case FrameType::window:
+      group_.one_sided_.on_frame(source, header, payload);
+      return;
     case FrameType::left:
       group_.control(source).line.leave();
       return;
@@ -432,6 +435,13 @@ std::vector<int> Crossing::needed_by(const Op& op) const {
 bool Crossing::agreed() {
   if (agreed_ != first_) send_due_verdicts();
   return agreed_ == first_;
+}
+
+void Crossing::send_of_window(int peer, uint64_t window, uint32_t what, uint64_t aux, const void* data, size_t nbytes) {
+  FrameHeader header = this->header(FrameType::window, peer, window);
+  header.number = what;
+  header.aux = aux;
+  wire_.send(remote(peer).process, header, data, nbytes);
 }
 
 void Crossing::send_packet(int peer, const Packet& packet) {

@@ -64,6 +64,9 @@ class Crossing final : public FrameHandler, public Messages {
   bool lends() override;
   bool agreed() override;
 
+  // Thread-safe. `what` and `aux` as on_frame() of OneSided takes them.
+  void send_of_window(int peer, uint64_t window, uint32_t what, uint64_t aux, const void* data, size_t nbytes);
+
   // Point to point. Thread-safe.
   void send_packet(int peer, const Packet& packet);
   std::deque<Payload> take_packets(int peer);

@@ -7,9 +7,9 @@
 namespace hxcomm {
 namespace {
 
-constexpr const char* kOpNames[kOpCodes] = {"all_reduce",     "broadcast", "reduce",  "all_gather",
-                                            "reduce_scatter", "gather",    "scatter", "all_to_all",
-                                            "barrier",        "send",      "recv"};
+constexpr const char* kOpNames[kOpCodes] = {"all_reduce", "broadcast", "reduce",     "all_gather", "reduce_scatter",
+                                            "gather",     "scatter",   "all_to_all", "barrier",    "send",
+                                            "recv",       "put",       "signal",     "wait_signal"};
 
 uint64_t mix(uint64_t hash, uint64_t value) {
   // The multiply-xorshift round of splitmix64: every input bit reaches every output bit.

@@ -47,7 +47,8 @@ Group::Group(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Progress> progr
     : endpoint_(std::move(endpoint)),
       progress_(std::move(progress)),
       config_(std::move(config)),
-      point_to_point_(*this) {
+      point_to_point_(*this),
+      one_sided_(*this) {
   const auto n = static_cast<size_t>(config_.world_size);
   peers_.resize(n);
   controls_.resize(n);
@@ -135,6 +136,7 @@ void Group::cross(std::vector<int> hosts, std::vector<Nonce> processes) {
     lines_[i] = &controls_[i]->line;
     lines_[i]->join(config_.nonce);
   }
+  one_sided_.cross(hosts);
   crossing_ = std::make_shared<Crossing>(*this, endpoint_, std::move(hosts), std::move(processes));
   endpoint_->wire()->subscribe(config_.nonce, crossing_);
 }
@@ -252,6 +254,7 @@ void Group::leave() {
     std::lock_guard lock(driver_);
     advance(&finished, false);
     point_to_point_.fail_all(&finished);
+    one_sided_.fail_all(&finished);
     // Not while abort() runs on another thread (the watcher's, say): it writes to the members' pages, and a peer that
     // sees us leave may give its page back.
     std::lock_guard no_abort(abort_mutex_);
@@ -264,6 +267,7 @@ void Group::leave() {
     crossing_->leave();
   }
   complete(finished);
+  one_sided_.forget_all();
 }
 
 // What peers wait for, though nobody here does: the verdict on a refused call, which this host's leader gives to the
@@ -436,6 +440,10 @@ std::shared_ptr<Op> Group::post(Call call, std::function<void(const Error*)> on_
     op->on_finish = std::move(on_finish);
     return post_message(std::move(op));
   }
+  if (is_one_sided(op->call.op)) {
+    op->on_finish = std::move(on_finish);
+    return one_sided_.post(std::move(op));
+  }
   if (!reduces(op->call.op)) op->call.reduce_op = ReduceOp::sum;
   try {
     op->choice = choose(op->call);
@@ -467,7 +475,7 @@ std::shared_ptr<Op> Group::enqueue(std::shared_ptr<Op> op) {
 
 void Group::refuse(Call call, const std::string& reason) noexcept {
   try {
-    if (!alive() || is_point_to_point(call.op)) return;  // a message that was never sent has no place in any order
+    if (!alive() || call.op > OpCode::barrier) return;  // a message that was never sent has no place in any order
     auto op = std::make_shared<Op>();
     op->call = std::move(call);
     op->refusal = reason;

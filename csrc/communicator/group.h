@@ -17,6 +17,7 @@
 #include "communicator/call.h"
 #include "communicator/crossing.h"
 #include "communicator/descriptor.h"
+#include "communicator/one_sided.h"
 #include "communicator/point_to_point.h"
 #include "communicator/progress.h"
 #include "transport/endpoint.h"
@@ -81,12 +82,15 @@ class Group : public std::enable_shared_from_this<Group> {
   uint64_t next_sequence() const { return next_sequence_.load(std::memory_order_relaxed); }
   std::vector<std::shared_ptr<const Statistic>> statistics() const;
 
+  OneSided& one_sided() { return one_sided_; }
+
   bool has_posted() const { return posted_.load(std::memory_order_relaxed) > 0; }
   bool try_advance(bool look_at_clock);
 
  private:
   friend class Crossing;
   friend class Floor;
+  friend class OneSided;
   friend class PointToPoint;
   enum class Step { moved, blocked, finished };
   using Finished = std::vector<std::shared_ptr<Op>>;
@@ -187,6 +191,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::unordered_map<ChoiceKey, Choice, KeyHash> choices_;
 
   PointToPoint point_to_point_;
+  OneSided one_sided_;
   std::mutex abort_mutex_;
   std::mutex telling_;  // from before an abort sets a word until the other hosts have been told; before abort_mutex_
   mutable std::once_flag dumped_;

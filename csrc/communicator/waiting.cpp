@@ -165,12 +165,14 @@ bool Group::spin_abroad(const Awaited& awaited) {
   return false;
 }
 
-// Moves messages for as long as a rank spins. True when the send or recv has ended.
+// Moves messages, or frames of windows, for as long as a rank spins. True when the op has ended.
 bool Group::drive(const Op& op) {
   for (int i = 0; i < spin_pauses_ / 8 + spin_yields_; ++i) {
     Finished finished;
     if (crossing_) endpoint_->pump_wire();
-    if (point_to_point_.advance(&finished, /*look_at_clock=*/false)) i = 0;
+    const bool moved = is_one_sided(op.call.op) ? one_sided_.advance(&finished, /*look_at_clock=*/false)
+                                                : point_to_point_.advance(&finished, /*look_at_clock=*/false);
+    if (moved) i = 0;
     complete(finished);
     if (op.finished.load(std::memory_order_acquire)) return true;
     if (i >= spin_pauses_ / 8) sched_yield();
@@ -185,7 +187,7 @@ void Group::wait(const std::shared_ptr<Op>& op, int64_t timeout_ns) {
   int64_t next_look = 0;
   bool stopped_by_signal = false;
   while (!op->finished.load(std::memory_order_acquire)) {
-    if (is_point_to_point(op->call.op)) {
+    if (op->call.op > OpCode::barrier) {
       if (drive(*op)) continue;
     } else if (driver_.try_lock()) {
       Finished finished;
@@ -237,6 +239,7 @@ bool Group::try_advance(bool look_at_clock) {
     driver_.unlock();
   }
   moved = point_to_point_.advance(&finished, look_at_clock) || moved;
+  moved = one_sided_.advance(&finished, look_at_clock) || moved;
   complete(finished);
   return moved;
 }

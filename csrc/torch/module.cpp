@@ -7,6 +7,7 @@
 #include "torch/device/bindings.h"
 #include "torch/nothing.h"
 #include "torch/process_group.h"
+#include "torch/window.h"
 
 namespace {
 
@@ -48,5 +49,6 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](int rank, int size) { return c10::make_intrusive<NothingProcessGroup>(rank, size); }),
            py::kw_only(), py::arg("rank"), py::arg("size"));
   hxcomm::torch_glue::bind_communicator(m);
+  hxcomm::torch_glue::bind_window(m);
   hxcomm::device::bind(m);
 }

@@ -79,6 +79,12 @@ void Tensors::set_peer(int peer, int tag, int size) {
   call_.tag = tag;
 }
 
+void Tensors::set_window(uint64_t id, int64_t offset) {
+  if (offset < 0) fail("an offset of " + std::to_string(offset) + " elements");
+  call_.window = id;
+  call_.offset = static_cast<uint64_t>(offset);
+}
+
 void Tensors::set_reduce_op(const c10d::ReduceOp& op) {
   const std::optional<ReduceOp> known = reduce_op_of(op);
   if (!known)

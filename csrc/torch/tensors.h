@@ -25,7 +25,10 @@ enum Op : int {
   kAllToAll,
   kBarrier,
   kSend,
-  kRecv
+  kRecv,
+  kPut,
+  kSignal,
+  kWaitSignal
 };
 
 // The communicator's codes of a torch dtype or reduce op, where it has one.
@@ -45,6 +48,7 @@ class Tensors {
   void set_root(int64_t root, int size);
   void set_peer(int peer, int tag, int size);  // of a send or recv
   void set_any_peer(int tag) { call_.tag = tag; }
+  void set_window(uint64_t id, int64_t offset);           // of put, signal, wait_signal
   void set_hints(int32_t hints) { call_.hints = hints; }  // see ApiCall
   void set_reduce_op(const c10d::ReduceOp& op);
   // Adds memory to the call, in the order of the op's blocks. A tensor may be given as `blocks` equal blocks.

@@ -19,8 +19,9 @@ enum class FrameType : uint16_t {
   packet = 6,
   abort = 7,
   left = 8,
+  window = 9,
 };
-inline constexpr uint16_t kLastFrameType = 8;
+inline constexpr uint16_t kLastFrameType = 9;
 
 // Little-endian, as every machine that hxcomm runs on. Magic and version stay in front in every version.
 struct FrameHeader {
@@ -34,7 +35,7 @@ struct FrameHeader {
   int32_t source = -1;  // ranks in the group
   int32_t destination = -1;
   uint32_t payload_bytes = 0;
-  uint64_t aux = 0;    // by type: credits given back so far, ...
+  uint64_t aux = 0;    // by type: credits given back so far, where in a window, ...
   uint32_t flags = 0;  // by type
   uint32_t crc = 0;    // CRC-32C of all before it
 };

@@ -103,6 +103,11 @@ from hxcomm.torchcomms.reduce_op import (
     RedOpType,
     ReduceOp,
 )
+from hxcomm.torchcomms.window import (
+    TorchCommWinAccessType,
+    TorchCommWindow,
+    TorchCommWindowAttr,
+)
 from hxcomm.torchcomms.work import (
     TorchWork,
     WorkStatus,
@@ -187,6 +192,9 @@ __all__ = [
     "Timeout",
     "TorchComm",
     "TorchCommBackend",
+    "TorchCommWinAccessType",
+    "TorchCommWindow",
+    "TorchCommWindowAttr",
     "TorchWork",
     "WorkStatus",
     "_is_backend_registered",

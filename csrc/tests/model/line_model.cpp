@@ -1,8 +1,9 @@
-// Checks the protocol of core/line.h and core/packet_ring.h: their own functions, in many schedules of 2 and 3 ranks,
-// under every reordering that C++ allows. Then once more without each of their memory orders, which must be noticed.
+// Checks the protocol of core/line.h, packet_ring.h and signal.h: their own functions, in many schedules of 2 and 3
+// ranks, under every reordering that C++ allows. Then once more without each of their memory orders, which must be
+// noticed.
 //
 // What is played is what communicator/ and core/executor.h do with them, without plans and messages: the hand-over of
-// an operation, sleeping and waking, abort, leaving, and a ring of packets.
+// an operation, sleeping and waking, abort, leaving, a ring of packets, and a window with its signals.
 #include <cstdint>
 #include <iostream>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "core/line.h"
 #include "core/packet_ring.h"
+#include "core/signal.h"
 #include "tests/model/relacy_atomics.h"
 
 using namespace hxcomm;
@@ -30,6 +32,9 @@ struct Rank {
   BasicPairLine<RelacyAtomics> to_next;    // what this rank says about its ring to the next one
   BasicPairLine<RelacyAtomics> from_last;  // and about the ring of the one before
   Cell packets[2];
+  Cell window;                         // what the rank before puts into
+  BasicSignalLine<RelacyAtomics> put;  // to the next rank: it has put
+  BasicSignalLine<RelacyAtomics> got;  // to the rank before: what it put has been read
 };
 
 void expect(bool holds, const char* what, const std::source_location& where = std::source_location::current()) {
@@ -58,6 +63,8 @@ struct Ranks : rl::test_suite<Scenario, N> {
       rank.to_next.set_ring_offset(0);
       rank.to_next.produced.store(0, std::memory_order_relaxed);
       rank.from_last.consumed.store(0, std::memory_order_relaxed);
+      rank.put.signals.store(0, std::memory_order_relaxed);
+      rank.got.signals.store(0, std::memory_order_relaxed);
     }
   }
 
@@ -255,6 +262,36 @@ struct Verdict : Ranks<Verdict<N>, N> {
   }
 };
 
+// Each rank puts three numbers into the window of the next one, one at a time: a signal says that one is there, and one
+// back that it was read. Waiters spin or sleep.
+template <thread_id_t N>
+struct Window : Ranks<Window<N>, N> {
+  static constexpr const char* kName = "window";
+
+  void await(thread_id_t me, const BasicSignalLine<RelacyAtomics>& line, uint64_t value) {
+    if (rl::rand(2) == 0)
+      while (line.signalled() < value) yield();
+    else
+      this->sleep_until(me, [&] { return line.signalled() >= value; });
+  }
+
+  void thread(thread_id_t me) {
+    Rank& own = this->ranks[me];
+    Rank& next = this->ranks[(me + 1) % N];
+    const thread_id_t last = (me + N - 1) % N;
+    for (uint64_t number = 1; number <= 3; ++number) {
+      await(me, next.got, number - 1);
+      next.window.store(100 * me + number);
+      own.put.signal();
+      this->ring_sleepers(me);
+      await(me, this->ranks[last].put, number);
+      expect(own.window.load() == 100 * last + number, "another number than was put");
+      own.got.signal();
+      this->ring_sleepers(me);
+    }
+  }
+};
+
 // Runs a scenario in that many schedules, the same ones every time, and returns what went wrong in the first that
 // failed, or "".
 template <class Scenario>
@@ -298,6 +335,7 @@ int main(int argc, char** argv) {
   add<Leave>(checks);
   add<PacketRing>(checks);
   add<Verdict>(checks);
+  add<Window>(checks);
 
   const std::string fault = first_fault(checks, schedules);
   std::cout << "as it is: " << (fault.empty() ? "right" : fault) << " (" << checks.size() << " checks of " << schedules

@@ -42,6 +42,8 @@ void bind(py::module_& m) {
         "Waits until autograd's threads are done with what they hold of Python; before the interpreter ends.");
   m.def("device_current", &current_chip, "The chip that hx without an index means in this thread.");
   m.def("device_exchange", &exchange_current_chip, py::arg("chip"), "Changes it and returns what it was.");
+  m.def("device_exchange_kernel_chip", &exchange_kernel_chip, py::arg("chip"),
+        "The chip in whose memory this thread's CPU tensors are made, -1: none; returns what it was.");
   m.def(
       "device_generator", [](int chip) { return default_generator(chip); }, py::arg("chip"),
       "The chip's default generator of random numbers.");
