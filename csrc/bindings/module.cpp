@@ -268,6 +268,14 @@ void bind_running(py::class_<PyGroup>& group) {
              const py::gil_scoped_release nogil;
              self.group()->leave();
            })
+      .def(
+          "not_fenced",
+          [](PyGroup& self, const std::vector<int>& ranks, bool tell) { return self.group()->not_fenced(ranks, tell); },
+          py::arg("ranks"), py::kw_only(), py::arg("tell"),
+          "Of these ranks, those of this host that may still store to this rank's memory; `tell` ends the group there.")
+      .def(
+          "kill", [](PyGroup& self, int rank) { self.group()->kill(rank); }, py::arg("rank"),
+          "Ends the process of a rank of this host with SIGKILL.")
       .def("is_alive", [](PyGroup& self) { return self.group()->alive(); })
       .def(
           "death_of",
@@ -306,6 +314,7 @@ void bind_runtime(py::module_& m) {
   py::class_<Runtime, std::shared_ptr<Runtime>> runtime(m, "Runtime",
                                                         "This process's shared segment, peers and threads.");
   bind_wire(runtime);
+  bind_notes(runtime);
   runtime
       .def(py::init<size_t, int, size_t>(), py::arg("segment_bytes"), py::arg("chips") = 0,
            py::arg("bytes_per_chip") = 0)

@@ -32,5 +32,6 @@ struct Runtime {
 Nonce nonce_from(const std::string& bytes);  // throws Error{init} where these are not 16
 
 void bind_wire(pybind11::class_<Runtime, std::shared_ptr<Runtime>>& runtime);
+void bind_notes(pybind11::class_<Runtime, std::shared_ptr<Runtime>>& runtime);
 
 }  // namespace hxcomm

@@ -145,8 +145,8 @@ void Group::start(Planner planner, std::shared_ptr<TransferHook> hook) {
   planner_ = std::move(planner);
   hook_ = std::move(hook);
   progress_->add(shared_from_this());
-  death_token_ = endpoint_->subscribe([weak = weak_from_this()](const Peer& peer) {
-    if (const auto group = weak.lock()) group->on_death(peer);
+  death_token_ = endpoint_->subscribe([weak = weak_from_this()](const Peer* peer) {
+    if (const auto group = weak.lock()) peer != nullptr ? group->on_death(*peer) : group->acknowledge_abort();
   });
   for (const auto& peer : peers_)
     if (peer && peer->dead.load(std::memory_order_acquire)) on_death(*peer);

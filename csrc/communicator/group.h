@@ -64,6 +64,12 @@ class Group : public std::enable_shared_from_this<Group> {
 
   // Ends the group on every rank: pending and later operations raise. Thread-safe, does not block.
   void abort(AbortCause cause, int subject, const std::string& reason);
+  // Of `ranks`, those of this host that may still store to this rank's memory for an operation of this group: they
+  // live, have not left and have not acknowledged that it has ended. `tell`: ends it for them, as this rank's doing,
+  // and has them acknowledge; does not block, so ask again. Before leave().
+  std::vector<int> not_fenced(const std::vector<int>& ranks, bool tell);
+  // Ends the process of a rank of this host with SIGKILL.
+  void kill(int rank) const;
   // Takes this rank out of the group: pending operations here fail, peers that still need it raise. Idempotent.
   void leave();
   bool alive() const;
@@ -144,6 +150,7 @@ class Group : public std::enable_shared_from_this<Group> {
   PairLine& pair_line(int rank, int peer) const { return pair_line_at(control(rank), config_.world_size, peer); }
   Control& own() const { return control(config_.rank); }
   void on_death(const Peer& peer);
+  void acknowledge_abort();
   bool forked() const;  // this process is a child of the one that made the group
   void refuse_after_fork() const;
 

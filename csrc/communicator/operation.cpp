@@ -303,7 +303,11 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
     std::shared_ptr<Op> op;
     {
       std::lock_guard lock(queue_mutex_);
-      if (queue_.empty()) return moved;
+      if (queue_.empty()) {
+        // What is posted from now on does not begin.
+        if (own().abort.is_set()) own().abort.acknowledge();
+        return moved;
+      }
       op = queue_.front();
     }
     std::unique_ptr<Error> error;

@@ -88,6 +88,7 @@ static_assert(sizeof(Line) == 64);
 template <class Atomics>
 struct alignas(64) BasicAbortLine {
   typename Atomics::template Atomic<uint64_t> word;
+  typename Atomics::template Atomic<uint64_t> acknowledged;  // written by its rank only: 0, then 1 for good
 
   // False where another cause was first; that one stays. Release: the origin has written down the reason before.
   bool set(uint64_t cause) {
@@ -97,6 +98,11 @@ struct alignas(64) BasicAbortLine {
   bool is_set() const { return word.load(std::memory_order_relaxed) != 0; }  // for polling
   // Once not 0, the reason in the origin's memory may be read.
   uint64_t cause() const { return word.load(std::memory_order_acquire); }
+
+  // The rank has seen the word, and touches its peers' memory no more, though it has not left the group.
+  void acknowledge() { acknowledged.store(1, std::memory_order_release); }
+  // Once true, memory that the rank could have stored to is free.
+  bool is_acknowledged() const { return acknowledged.load(std::memory_order_acquire) != 0; }
 };
 using AbortLine = BasicAbortLine<NativeAtomics>;
 static_assert(sizeof(AbortLine) == 64);
@@ -116,6 +122,17 @@ constexpr uint64_t abort_word(AbortCause cause, uint32_t origin, uint32_t subjec
 }
 constexpr AbortCause abort_cause(uint64_t word) { return static_cast<AbortCause>(word >> 56); }
 constexpr uint32_t abort_origin(uint64_t word) { return static_cast<uint32_t>(word >> 32) & 0xFFFFFFu; }
+
+// A text that a process leaves for others in memory that they know already.
+template <class Atomics>
+struct BasicNoteTag {
+  typename Atomics::template Atomic<uint64_t> tag;  // what the text is about, 0: nothing; written by its process only
+
+  void withdraw() { tag.store(0, std::memory_order_relaxed); }
+  void publish(uint64_t about) { tag.store(about, std::memory_order_release); }
+  // Once it is what one looks for, the text may be read.
+  uint64_t about() const { return tag.load(std::memory_order_acquire); }
+};
 
 // How to wake the threads of a process. A waiter announces itself, looks at what it waits for, and sleeps while the
 // doorbell has the value that announcing gave. A publisher publishes, fences, and rings where it sees a sleeper.
@@ -160,6 +177,6 @@ struct alignas(64) SegmentHeader {
 };
 
 constexpr uint64_t kSegmentMagic = 0x314D4F4343585848ull;  // "HXXCCOM1"
-constexpr uint32_t kProtocolVersion = 4;
+constexpr uint32_t kProtocolVersion = 5;
 
 }  // namespace hxcomm

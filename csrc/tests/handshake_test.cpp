@@ -203,8 +203,8 @@ std::string announced_death(int exit_status, const std::function<bool(const Chil
   expect(peer->pid == child.pid && !peer->dead.load(), "the child, alive");
   std::promise<const Peer*> announced;
   bool told_the_unsubscribed = false;
-  const uint64_t gone = a.subscribe([&](const Peer&) { told_the_unsubscribed = true; });
-  a.subscribe([&](const Peer& who) { announced.set_value(&who); });
+  const uint64_t gone = a.subscribe([&](const Peer*) { told_the_unsubscribed = true; });
+  a.subscribe([&](const Peer* who) { announced.set_value(who); });
   a.unsubscribe(gone);
   expect(end(child), "the child's end brought about");
   std::future<const Peer*> who = announced.get_future();

@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -79,6 +80,8 @@ void Peer::ring_if_asleep() const {
   if (header.sleeps_on_descriptors.load(std::memory_order_relaxed) != 0) ring_bell(bell);
 }
 
+void Peer::kill() const { syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, nullptr, 0); }
+
 Endpoint::Endpoint(size_t segment_bytes, int chips, size_t bytes_per_chip)
     : nonce_(random_nonce()),
       address_(random_address()),
@@ -124,6 +127,7 @@ std::shared_ptr<Peer> Endpoint::connect(const std::string& address, const Nonce&
   Introduction introduction = introduce(address, nonce, timeout_ms);
   auto peer = std::make_shared<Peer>();
   peer->nonce = nonce;
+  peer->address = address;
   peer->mapping = std::move(introduction.mapping);
   peer->pid = introduction.pid;
   peer->pidfd = introduction.pidfd;
@@ -140,7 +144,7 @@ std::shared_ptr<Peer> Endpoint::connect(const std::string& address, const Nonce&
   return peer;
 }
 
-uint64_t Endpoint::subscribe(DeathListener listener) {
+uint64_t Endpoint::subscribe(Listener listener) {
   std::lock_guard lock(listeners_mutex_);
   listeners_.emplace_back(next_token_, std::move(listener));
   return next_token_++;
@@ -154,7 +158,11 @@ void Endpoint::unsubscribe(uint64_t token) {
 void Endpoint::on_death(Peer& peer) {
   peer.death = describe_death(peer.pidfd, peer.pid);
   peer.dead.store(true, std::memory_order_release);
-  std::vector<std::pair<uint64_t, DeathListener>> listeners;
+  tell(&peer);
+}
+
+void Endpoint::tell(const Peer* peer) {
+  std::vector<std::pair<uint64_t, Listener>> listeners;
   {
     std::lock_guard lock(listeners_mutex_);
     listeners = listeners_;
@@ -179,7 +187,8 @@ void Endpoint::watch() {
           }
           break;
         case Watched::visitor:
-          doorman_.answer(fd);  // closing it takes it out of the epoll set
+          // Closing it takes it out of the epoll set. Who hangs up without a word has knocked.
+          if (!doorman_.answer(fd)) tell(nullptr);
           break;
         case Watched::peer: {
           std::shared_ptr<Peer> dead;

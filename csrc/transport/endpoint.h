@@ -24,6 +24,7 @@ namespace hxcomm {
 // Another process (or this one, seen from another endpoint of it).
 struct Peer {
   Nonce nonce{};
+  std::string address;
   std::unique_ptr<Mapping> mapping;
   int pid = 0;
   int pidfd = -1;
@@ -33,6 +34,8 @@ struct Peer {
   ~Peer();
   // Wakes the peer's threads that sleep on its doorbell, if any do. Call after Doorbell::fence_after_publishing().
   void ring_if_asleep() const;
+  // Sends SIGKILL to this very process, not to one that has its number since.
+  void kill() const;
 };
 
 class Endpoint {
@@ -51,10 +54,11 @@ class Endpoint {
   // The peer that listens at `address`, mapped at most once per incarnation (nonce). Throws Error{init}.
   std::shared_ptr<Peer> connect(const std::string& address, const Nonce& nonce, int timeout_ms);
 
-  // `listener(peer)` is called on the watcher thread when a peer has died. Returns a token for unsubscribe(); a call
-  // that is running then may still end later, so a listener holds what it needs by weak pointers.
-  using DeathListener = std::function<void(const Peer&)>;
-  uint64_t subscribe(DeathListener listener);
+  // `listener(peer)` is called on the watcher thread when a peer has died, `listener(nullptr)` when somebody has
+  // knocked, who wants this process to look at its groups. Returns a token for unsubscribe(); a call that is running
+  // then may still end later, so a listener holds what it needs by weak pointers.
+  using Listener = std::function<void(const Peer*)>;
+  uint64_t subscribe(Listener listener);
   void unsubscribe(uint64_t token);
 
   // Memory of this segment that peers may still read: it is released once `unused` says so, looked at whenever a group
@@ -82,6 +86,7 @@ class Endpoint {
  private:
   void watch();
   void on_death(Peer& peer);
+  void tell(const Peer* peer);
 
   Nonce nonce_;
   std::string address_;
@@ -97,7 +102,7 @@ class Endpoint {
   std::mutex peers_mutex_;
   std::vector<std::shared_ptr<Peer>> peers_;
   std::mutex listeners_mutex_;
-  std::vector<std::pair<uint64_t, DeathListener>> listeners_;
+  std::vector<std::pair<uint64_t, Listener>> listeners_;
   uint64_t next_token_ = 1;
   struct Grave {
     std::vector<Range> ranges;

@@ -184,6 +184,15 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   return result;
 }
 
+void knock(const std::string& address) {
+  // Not blocking: the listener of a stopped process takes in a thousand visitors, then connect() would wait.
+  const Descriptor fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  sockaddr_un name;
+  const socklen_t length = abstract_address(address, &name);
+  if (fd.get() >= 0) [[maybe_unused]]
+    const int connected = connect(fd.get(), reinterpret_cast<sockaddr*>(&name), length);
+}
+
 Doorman::Doorman(std::string address, const Nonce& nonce, const Segment& segment, int bell)
     : nonce_(nonce), segment_(segment), bell_(bell) {
   listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -213,13 +222,14 @@ int Doorman::accept_visitor() {
   return fd;
 }
 
-void Doorman::answer(int visitor) {
+bool Doorman::answer(int visitor) {
   const auto it = std::find_if(visitors_.begin(), visitors_.end(), [&](const Visitor& v) { return v.fd == visitor; });
-  if (it == visitors_.end()) return;
+  if (it == visitors_.end()) return true;
   visitors_.erase(it);
   const Descriptor fd(visitor);
   Request request{};
-  if (recv(visitor, &request, sizeof(request), MSG_DONTWAIT) != sizeof(request) || request.magic != kMagic) return;
+  const ssize_t got = recv(visitor, &request, sizeof(request), MSG_DONTWAIT);
+  if (got != sizeof(request) || request.magic != kMagic) return got != 0;
   Reply reply{kMagic, kProtocolVersion, 0, segment_.nbytes()};
   if (request.version != kProtocolVersion)
     reply.status = 2;
@@ -227,6 +237,7 @@ void Doorman::answer(int visitor) {
     reply.status = 1;
   const Descriptors handed_over{segment_.fd(), bell_};
   send_reply(visitor, reply, reply.status == 0 ? &handed_over : nullptr);
+  return true;
 }
 
 std::vector<int> Doorman::dismiss_silent() {

@@ -36,6 +36,9 @@ class NobodyThere : public Error {
 // Throws Error{init} naming address and cause, NobodyThere among them; takes at most `timeout_ms`.
 Introduction introduce(const std::string& address, const Nonce& nonce, int timeout_ms);
 
+// Wakes the watcher of the process that listens at `address`. Does not block, and says nothing of whether it worked.
+void knock(const std::string& address);
+
 // The listening side. Driven by the endpoint's watcher thread: never blocks.
 class Doorman {
  public:
@@ -45,8 +48,8 @@ class Doorman {
   int listener() const { return listener_; }
   // Accepts one visitor; returns its descriptor (to be watched for input) or -1 when there is none or it is refused.
   int accept_visitor();
-  // Answers a visitor whose request arrived (or who hung up) and closes it.
-  void answer(int visitor);
+  // Answers a visitor whose request arrived and closes it. False where it has hung up without one.
+  bool answer(int visitor);
   // Closes the visitors who have said nothing for two seconds. Returns the descriptors closed.
   std::vector<int> dismiss_silent();
 

@@ -1,9 +1,10 @@
-// Checks the protocol of core/line.h, packet_ring.h and signal.h: their own functions, in many schedules of 2 and 3
+// Checks the protocol of core/line.h, packet_ring.h, notes.h and signal.h: their own functions, in many schedules of 2 and 3
 // ranks, under every reordering that C++ allows. Then once more without each of their memory orders, which must be
 // noticed.
 //
 // What is played is what communicator/ and core/executor.h do with them, without plans and messages: the hand-over of
-// an operation, sleeping and waking, abort, leaving, a ring of packets, and a window with its signals.
+// an operation, sleeping and waking, abort and its acknowledgement, notes, leaving, a ring of packets, and a window with
+// its signals.
 #include <cstdint>
 #include <iostream>
 #include <string>
@@ -35,6 +36,8 @@ struct Rank {
   Cell window;                         // what the rank before puts into
   BasicSignalLine<RelacyAtomics> put;  // to the next rank: it has put
   BasicSignalLine<RelacyAtomics> got;  // to the rank before: what it put has been read
+  BasicNoteTag<RelacyAtomics> note;
+  Cell text;
 };
 
 void expect(bool holds, const char* what, const std::source_location& where = std::source_location::current()) {
@@ -58,6 +61,8 @@ struct Ranks : rl::test_suite<Scenario, N> {
       rank.line.verdict.store(0, std::memory_order_relaxed);
       rank.line.join(kNonce);
       rank.abort.word.store(0, std::memory_order_relaxed);
+      rank.abort.acknowledged.store(0, std::memory_order_relaxed);
+      rank.note.withdraw();
       rank.doorbell.sleepers.store(0, std::memory_order_relaxed);
       rank.doorbell.rings.store(0, std::memory_order_relaxed);
       rank.to_next.set_ring_offset(0);
@@ -174,6 +179,46 @@ struct Abort : Ranks<Abort<N>, N> {
     expect(abort_cause(word) == AbortCause::called && origin + 1 < N, "no cause that anybody had");
     expect(this->ranks[origin].reason.load() == 100 + origin, "the reason of another cause");
     expect(own.abort.cause() == word, "a second cause instead of the first");
+  }
+};
+
+// Rank 0 ends the group while the others store into its memory, and uses that memory again once each has acknowledged.
+template <thread_id_t N>
+struct Acknowledge : Ranks<Acknowledge<N>, N> {
+  static constexpr const char* kName = "acknowledge";
+
+  void thread(thread_id_t me) {
+    Rank& own = this->ranks[me];
+    Rank& first = this->ranks[0];
+    if (me == 0) {
+      const uint64_t word = abort_word(AbortCause::called, me, me);
+      for (Rank& rank : this->ranks) rank.abort.set(word);
+      for (thread_id_t peer = 1; peer < N; ++peer)
+        while (!this->ranks[peer].abort.is_acknowledged()) yield();
+      for (Cell& cell : own.scratch) cell.store(7);
+    } else {
+      while (!own.abort.is_set()) {
+        first.scratch[me - 1].store(me);
+        yield();
+      }
+      own.abort.acknowledge();
+    }
+  }
+};
+
+// Each rank leaves a note for all.
+template <thread_id_t N>
+struct Notes : Ranks<Notes<N>, N> {
+  static constexpr const char* kName = "notes";
+
+  void thread(thread_id_t me) {
+    Rank& own = this->ranks[me];
+    own.text.store(100 + me);
+    own.note.publish(kNonce);
+    for (thread_id_t peer = 0; peer < N; ++peer) {
+      while (this->ranks[peer].note.about() != kNonce) yield();
+      expect(this->ranks[peer].text.load() == uint64_t{100} + peer, "another text");
+    }
   }
 };
 
@@ -332,6 +377,8 @@ int main(int argc, char** argv) {
   add<HandOver>(checks);
   add<SleepAndWake>(checks);
   add<Abort>(checks);
+  add<Acknowledge>(checks);
+  add<Notes>(checks);
   add<Leave>(checks);
   add<PacketRing>(checks);
   add<Verdict>(checks);
