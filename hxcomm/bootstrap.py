@@ -1,8 +1,8 @@
-"""How the ranks of a new group find each other: hellos over a key-value store, then shared memory pair by pair.
+"""How the ranks of a new group find each other: hellos over a meeting, then shared memory pair by pair.
 
-What comes out of the store is an untrusted hint: hellos have a strict schema and bounds, and membership is proved by
-the handshake (same user, nonce). Nothing here waits without a deadline. Knows nothing of torch: a store is anything
-with `set`, `get`, `add` and `check`.
+A meeting is a key-value store, or notes in memory (lobby.py). What it brings is an untrusted hint: hellos have a strict
+schema and bounds, and membership is proved by the handshake (same user, nonce). Nothing here waits without a deadline.
+Knows nothing of torch: a store is anything with `set`, `get`, `add` and `check`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from hxcomm import _core, environment, segment_contents
 # Address space, not memory: what is allocated in it is committed, the rest costs nothing.
 SEGMENT_BYTES = 16 << 30
 HANDSHAKE_TIMEOUT_MS = 10_000
-_LONGEST_PAUSE_S = 0.05  # between two looks for a key in the store
 _MAX_HELLO_BYTES = 4096
-_DECLINED = b"!"  # in front of the reason of a rank that cannot take part; no hello and no nonce begins so
+DECLINED = b"!"  # in front of the reason of a rank that cannot take part; no hello and no nonce begins so
 _SCHEMA = {
     "version": int,
     "host": str,
@@ -140,14 +139,93 @@ def runtime() -> _core.Runtime:
         return _runtime
 
 
-class _Rendezvous:
-    """The keys of one incarnation of one group in the store, and the deadline that all waiting shares."""
+class Meeting:
+    """Where the ranks of a new group leave word for each other, and the deadline that all waiting shares."""
+
+    longest_pause_s = 0.05  # between two looks for what a rank says
 
     def __init__(
-        self, store: Store, rank: int, group: str, timeout_s: float, death_of: Callable[[int], str] = lambda rank: ""
+        self,
+        rank: int,
+        group: str,
+        timeout_s: float,
+        death_of: Callable[[int], str] = lambda rank: "",
+        processes: Sequence[bytes] | None = None,
     ) -> None:
-        self.store, self.rank, self.group, self.timeout_s, self.death_of = store, rank, group, timeout_s, death_of
+        """`death_of(rank)` says what ended a rank's process where that is known already, so that nobody waits for it;
+        what it raises ends the waiting. `processes`: whose hellos are taken, by rank; None: whoever comes."""
+        self.rank, self.group, self.timeout_s = rank, group, timeout_s
+        self.death_of, self.processes = death_of, processes
         self.deadline = time.monotonic() + timeout_s
+
+    def publish(self, key: str, value: str) -> None:
+        raise NotImplementedError
+
+    def look(self, key: str, whose: int) -> bytes | None:
+        """What that rank has published as `key`, or None. Does not block."""
+        raise NotImplementedError
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def fetch(self, key: str, whose: int) -> bytes:
+        """Waits for what a rank publishes until the deadline, and answers Ctrl-C meanwhile.
+
+        It asks again and again: torch's stores cannot be interrupted while they wait, and TCPStore prints two warnings
+        whenever a wait for a key runs out.
+        """
+        pause_s = 0.0005
+        while (value := self.look(key, whose)) is None:
+            if death := self.death_of(whose):
+                self.fail(death)
+            remaining = self.deadline - time.monotonic()
+            if remaining <= 0:
+                self.fail(
+                    f"rank {whose} did not come within {self.timeout_s:g} s (it has not started, has failed, or makes "
+                    "other groups in another order)"
+                )
+            self.sleep(min(pause_s, remaining))
+            pause_s = min(2 * pause_s, self.longest_pause_s)
+        if value.startswith(DECLINED):
+            self.fail(f"rank {whose} did not take part: {value[len(DECLINED) :].decode(errors='replace')[:500]}")
+        return value
+
+    def nonce(self) -> int:
+        """Of the group: equal on every rank, never used before."""
+        if self.rank == 0:
+            self.publish("nonce", str(secrets.randbits(63) | 1))
+        text = self.fetch("nonce", 0)
+        if not text.isdigit() or not 0 < (nonce := int(text)) < 1 << 63:
+            self.fail(
+                f"rank 0 published {text[:40]!r} as the group's nonce; is another version of hxcomm installed there?"
+            )
+        return nonce
+
+    def decline(self, reason: str) -> None:
+        """Instead of create_group: this rank found that it cannot take part, so the others need not wait for it."""
+        for key in (["nonce"] if self.rank == 0 else []) + [str(self.rank)]:
+            self.publish(key, DECLINED.decode() + reason)
+
+    def fail(self, what: str) -> NoReturn:
+        from hxcomm.errors import InitError
+
+        raise InitError(f"rank {self.rank} cannot set up group '{self.group}': {what}")
+
+
+class StoreMeeting(Meeting):
+    """In a key-value store, under keys of one incarnation of one group."""
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        group: str,
+        timeout_s: float,
+        death_of: Callable[[int], str] = lambda rank: "",
+        processes: Sequence[bytes] | None = None,
+    ) -> None:
+        super().__init__(rank, group, timeout_s, death_of, processes)
+        self.store = store
         # A program may destroy its groups and make them again over the same store: the keys of the n-th time that this
         # rank comes here carry n, so the leftovers of an earlier incarnation are never read.
         self.prefix = f"hxcomm/{self.ask(lambda: store.add(f'hxcomm/incarnations/{rank}', 1))}"
@@ -157,43 +235,20 @@ class _Rendezvous:
         try:
             return question()
         except RuntimeError as error:  # torch's DistStoreError and DistNetworkError among them
-            self.fail(f"the store does not answer: {str(error).splitlines()[0][:200]}")
+            self.fail(
+                f"the store does not answer: {str(error).splitlines()[0][:200]} (has the process that held it ended?)"
+            )
 
     def publish(self, key: str, value: str) -> None:
         self.ask(lambda: self.store.set(f"{self.prefix}/{key}", value))
 
-    def fetch(self, key: str, whose: int) -> bytes:
-        """Waits for a key until the deadline, and answers Ctrl-C meanwhile.
-
-        It asks again and again: torch's stores cannot be interrupted while they wait, and TCPStore prints two warnings
-        whenever a wait for a key runs out.
-        """
+    def look(self, key: str, whose: int) -> bytes | None:
         full = f"{self.prefix}/{key}"
-        pause_s = 0.0005
-        while not self.ask(lambda: self.store.check([full])):
-            if death := self.death_of(whose):
-                self.fail(death)
-            remaining = self.deadline - time.monotonic()
-            if remaining <= 0:
-                self.fail(
-                    f"rank {whose} did not come within {self.timeout_s:g} s (it has not started, has failed, or makes "
-                    "other groups in another order)"
-                )
-            time.sleep(min(pause_s, remaining))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        value = self.ask(lambda: self.store.get(full))
-        if value.startswith(_DECLINED):
-            self.fail(f"rank {whose} did not take part: {value[len(_DECLINED) :].decode(errors='replace')[:500]}")
-        return value
-
-    def fail(self, what: str) -> NoReturn:
-        from hxcomm.errors import InitError
-
-        raise InitError(f"rank {self.rank} cannot set up group '{self.group}': {what}")
+        return self.ask(lambda: self.store.get(full)) if self.ask(lambda: self.store.check([full])) else None
 
 
 def _connect(
-    group: _core.Group, meet: _Rendezvous, mine: Hello, world_size: int, global_ranks: Sequence[int]
+    group: _core.Group, meet: Meeting, mine: Hello, world_size: int, global_ranks: Sequence[int]
 ) -> tuple[int, ...]:
     """Connects with every rank. Returns the host of each, by number."""
     hellos = {meet.rank: mine}
@@ -212,6 +267,8 @@ def _connect(
         if hello.settings != mine.settings:
             both = f"here {mine.settings}; on {label} {hello.settings}"
             meet.fail(f"settings differ, and with them the algorithms: {both}")
+        if meet.processes is not None and hello.nonce != meet.processes[peer]:
+            meet.fail(f"{label} is another process than the one that was named")
         hellos[peer] = hello
         if hello.host_id == mine.host_id:
             near = group.connect(
@@ -232,7 +289,7 @@ def _connect(
 
 
 def _cross(
-    group: _core.Group, meet: _Rendezvous, hellos: Sequence[Hello], local: list[int], global_ranks: Sequence[int]
+    group: _core.Group, meet: Meeting, hellos: Sequence[Hello], local: list[int], global_ranks: Sequence[int]
 ) -> tuple[int, ...]:
     """Connects with the ranks of other hosts."""
     from hxcomm import places  # it needs pyzmq, which most groups do not
@@ -243,7 +300,7 @@ def _cross(
     try:
         door = places.open_wire(process)
     except Exception as error:  # the others wait for this rank's place, not for its verdict
-        meet.publish(f"place/{meet.rank}", f"{_DECLINED.decode()}{type(error).__name__}: {error}")
+        meet.publish(f"place/{meet.rank}", f"{DECLINED.decode()}{type(error).__name__}: {error}")
         raise
     meet.publish(f"place/{meet.rank}", door.place(local).pack())
     try:
@@ -259,48 +316,31 @@ def _cross(
     return hosts
 
 
-def decline(store: Store, *, name: str, rank: int, reason: str) -> None:
-    """Instead of create_group: this rank found that it cannot take part, so the others need not wait for it."""
-    meet = _Rendezvous(store, rank, name, timeout_s=0.0)
-    for key in (["nonce"] if rank == 0 else []) + [str(rank)]:
-        meet.publish(key, _DECLINED.decode() + reason)
-
-
 def create_group(
-    store: Store,
+    meet: Meeting,
     *,
-    name: str,
-    rank: int,
     world_size: int,
     global_ranks: Sequence[int],
-    timeout_s: float,
     settings: str,
     planner: Planner,
     transfer: Callable[..., Any] | None = None,
-    death_of: Callable[[int], str] = lambda rank: "",
     lay_out: Callable[[tuple[int, ...]], None] = lambda hosts: None,
 ) -> _core.Group:
-    """Makes this rank's end of a group; every rank of it must call this. Blocks until all have, at most `timeout_s`.
+    """Makes this rank's end of a group; every rank of it must call this. Blocks until all have, at most the meeting's
+    time.
 
     `lay_out(hosts)` tells the planner the host of each rank, by number, before it is first asked. `settings` is
-    compared between the ranks (what decides algorithms must be equal). `death_of(rank)` says what ended a rank's
-    process where that is known already, so that nobody waits for it. Raises InitError on every rank when any rank
+    compared between the ranks (what decides algorithms must be equal). Raises InitError on every rank when any rank
     fails.
     """
-    meet = _Rendezvous(store, rank, name, timeout_s, death_of)
-    process = runtime()
-    if rank == 0:
-        meet.publish("nonce", str(secrets.randbits(63) | 1))
-    text = meet.fetch("nonce", 0)
-    if not text.isdigit() or not 0 < (nonce := int(text)) < 1 << 63:
-        meet.fail(f"rank 0 published {text[:40]!r} as the group's nonce; is another version of hxcomm installed there?")
+    process, rank, nonce = runtime(), meet.rank, meet.nonce()
     spin_us = environment.SPIN_US.get()
     # A name for messages only: that two ranks share a host is proved by the handshake, or denied by HXCOMM_HOST_ID.
     host, host_id = socket.gethostname(), environment.HOST_ID.get() or ""
     label = Hello(0, host, os.getpid(), "", b"", 0, "", host_id, "").label(rank, global_ranks[rank])
     group = _core.Group(
         process,
-        name=name,
+        name=meet.group,
         rank=rank,
         world_size=world_size,
         label=label,

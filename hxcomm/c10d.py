@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import BackendConfig
 from hxcomm import build_check, environment
 
 if TYPE_CHECKING:
-    from hxcomm import _C
+    from hxcomm import _C, _core, bootstrap
 
 BACKEND = "hxcomm"
 
@@ -137,6 +137,7 @@ class Made:
 
     process_group: _C.ProcessGroup
     member: Membership
+    group: _core.Group
     death_of: Callable[[int], str]
     """How the process of a rank ended; "": it lives, as far as this one knows."""
 
@@ -156,9 +157,15 @@ def _create(options: Any, pg_options: Any) -> Any:
     ).process_group
 
 
-def make_process_group(member: Membership, pg_options: Any, death_of: Callable[[int], str] = lambda rank: "") -> Made:
+def make_process_group(
+    member: Membership,
+    pg_options: Any,
+    death_of: Callable[[int], str] = lambda rank: "",
+    meet: bootstrap.Meeting | None = None,
+) -> Made:
     """Blocks until every rank of the group has come, or InitError says which did not. `death_of`: how the process of
-    a rank of the new group ended, where that is known before the group is made."""
+    a rank of the new group ended, where that is known before the group is made. `meet`: where the ranks meet; None: in
+    the member's store."""
     if (problem := build_check.problem()) is not None:
         raise ImportError(problem)
     from hxcomm import _C, _core, bootstrap, interpreted
@@ -171,26 +178,24 @@ def make_process_group(member: Membership, pg_options: Any, death_of: Callable[[
         pg_options = Options()
     asked = {**environment.ALGO.get(), **pg_options.algorithms}
     segment_bytes = pg_options.segment_bytes or environment.SEGMENT.get()
+    if meet is None:
+        meet = bootstrap.StoreMeeting(member.store, member.rank, member.name, member.timeout_s, death_of)
     try:
         planner = Planner(member.rank, Layout(member.world_size), member.name, asked, segment_bytes)
     except ValueError as error:
-        bootstrap.decline(member.store, name=member.name, rank=member.rank, reason=str(error))
+        meet.decline(str(error))
         raise
 
     def lay_out(hosts: tuple[int, ...]) -> None:
         planner.layout = Layout(member.world_size, hosts)
 
     group = bootstrap.create_group(
-        member.store,
-        name=member.name,
-        rank=member.rank,
+        meet,
         world_size=member.world_size,
         global_ranks=member.global_ranks,
-        timeout_s=member.timeout_s,
         settings=planner.settings(),
         planner=planner,
         transfer=interpreted.transfer if environment.EXECUTOR.get() == "python" else None,
-        death_of=death_of,
         lay_out=lay_out,
     )
 
@@ -214,7 +219,7 @@ def make_process_group(member: Membership, pg_options: Any, death_of: Callable[[
         shrink=shrink,
         split=split,
     )
-    return Made(process_group, member, group.death_of)
+    return Made(process_group, member, group, group.death_of)
 
 
 def monitored_barrier(

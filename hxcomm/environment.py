@@ -248,6 +248,14 @@ FAILPOINT: Variable[str | None] = Variable(
     "For tests of this package: makes the process fail at a point of the core, e.g. judged@2=kill; read once.",
     str,
 )
+FENCE: Variable[str] = Variable(
+    "HXCOMM_FENCE",
+    "raise or kill",
+    "raise",
+    "What reconfigure does about a process of this host that it leaves out and that does not confirm within 5 s that "
+    "it writes to nobody's memory any more (it is stopped, say): raises InitError naming it, or sends it SIGKILL.",
+    _one_of("raise", "kill"),
+)
 HOST_ID: Variable[str | None] = Variable(
     "HXCOMM_HOST_ID",
     "any text",
@@ -327,7 +335,7 @@ VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
     for variable in (
         *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE, TUNING),
-        *(DEVICE, CHIPS, HBM, FALLBACK),
+        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE),
         *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )
 }

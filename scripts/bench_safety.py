@@ -60,12 +60,9 @@ def rank_main(rank: int, world_size: int, folder: Path) -> None:
 
     planner = Planner(rank, Layout(world_size), "safety", {}, SEGMENT_BYTES)
     group = bootstrap.create_group(
-        FileStore(str(folder / "store"), world_size),
-        name="safety",
-        rank=rank,
+        bootstrap.StoreMeeting(FileStore(str(folder / "store"), world_size), rank, "safety", timeout_s=60.0),
         world_size=world_size,
         global_ranks=list(range(world_size)),
-        timeout_s=60.0,
         settings=planner.settings(),
         planner=planner,
     )

@@ -30,6 +30,11 @@ std::vector<int> Group::not_fenced(const std::vector<int>& ranks, bool tell) {
       open.push_back(rank);
   }
   if (!tell || open.empty()) return open;
+  // Who has left may write to a page no more: its owner may give it back.
+  if (has_left()) {
+    for (const int rank : open) knock(peers_[static_cast<size_t>(rank)]->address);
+    return open;
+  }
   const auto me = static_cast<uint32_t>(config_.rank);
   {
     const std::lock_guard lock(abort_mutex_);

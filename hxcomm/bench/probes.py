@@ -71,12 +71,11 @@ class Probes:
         segment_bytes = environment.SEGMENT.get() or SEGMENT_BYTES
         planner = Planner(rank, Layout(world_size), "floor", dict(environment.ALGO.get()), segment_bytes)
         self.group = bootstrap.create_group(
-            PrefixStore("hxcomm.bench", dist.distributed_c10d._get_default_store()),
-            name="floor",
-            rank=rank,
+            bootstrap.StoreMeeting(
+                PrefixStore("hxcomm.bench", dist.distributed_c10d._get_default_store()), rank, "floor", timeout_s=60.0
+            ),
             world_size=world_size,
             global_ranks=list(range(world_size)),
-            timeout_s=60.0,
             settings=planner.settings(),
             planner=planner,
         )

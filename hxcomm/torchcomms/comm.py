@@ -64,6 +64,7 @@ class TorchComm(Operations):
         self._running: list[TorchWork] = []
         self._coalesced: list[TorchWork] | None = None
         self._registered: dict[int, int] = {}
+        self._recovery: recovery.Recovery | None = None  # where it was made with enable_reconfigure=True
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ class TorchComm(Operations):
         self._all_reduce = calls.communicator.all_reduce if short else None
 
     def _close(self, why: str) -> None:
-        self._calls, self._why_closed = None, why
+        self._calls, self._running, self._why_closed = None, [], why
         self._choose_way()
 
     def _open(self) -> Any:
@@ -160,6 +161,9 @@ class TorchComm(Operations):
                 self._calls.process_group.shutdown()
             else:
                 self._calls.backend.finalize()
+        if self._recovery is not None:
+            self._recovery.close()
+            self._recovery = None
         self._close("it was finalized")
         self._aborted = False
         if self._hooks:
@@ -206,6 +210,8 @@ class TorchComm(Operations):
 
         After it only reconfigure() and finalize() may be called.
         """
+        if self._recovery is not None and self._recovery.interrupt():
+            self._hooks.abort()
         if self._aborted or self._calls is None:
             return
         self._aborted = True
@@ -462,11 +468,14 @@ def new_comm(
         if where.type not in ("cpu", "hx"):
             raise ValueError(f"new_comm: backend hxcomm serves devices cpu and hx, not {where}")
         number_of(options.hints)  # raises where a hint is wrong, before anybody waits
-    rank, size = rendezvous.rank_and_size()
+    # A newcomer to a communicator that has groups has no rank yet, and needs none where the store is given.
+    rank, size = (0, 1) if enable_reconfigure and store is not None else rendezvous.rank_and_size()
     options.store = rendezvous.store_for(name, store, rank, options.timeout)
     comm = TorchComm(backend, where, name, options)
     if backend != BACKEND:
         comm._adopt(PlugIn.create(backend, comm_name=name, device=where, options=options))
-    elif not enable_reconfigure:
+    elif enable_reconfigure:
+        comm._recovery = recovery.Recovery(name)
+    else:
         comm._adopt(Native.create(rank, size, device=where, name=name, options=options))
     return comm

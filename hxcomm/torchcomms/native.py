@@ -34,7 +34,7 @@ class Native:
         """hints: of calls that give none, by their number."""
         self.process_group = made.process_group
         self.member = made.member
-        self.death_of = made.death_of
+        self.group, self.death_of = made.group, made.death_of
         self.rank, self.size = made.member.rank, made.member.world_size
         self.communicator = _C.Communicator(made.process_group, device.type)
         self._device, self.hints = device, hints

@@ -36,12 +36,9 @@ def no_plan(*_: object) -> Any:
 
 def make_group(store: dist.Store, rank: int, world_size: int, timeout_s: float, settings: str = "") -> _core.Group:
     return bootstrap.create_group(
-        store,
-        name="g",
-        rank=rank,
+        bootstrap.StoreMeeting(store, rank, "g", timeout_s),
         world_size=world_size,
         global_ranks=range(world_size),
-        timeout_s=timeout_s,
         settings=settings,
         planner=no_plan,
     )
