@@ -1,4 +1,4 @@
-"""The protocol between ranks (csrc/core/line.h, packet_ring.h, signal.h) under Relacy, which checks memory orders.
+"""The protocol between ranks (csrc/core: line.h, packet_ring.h, notes.h, signal.h) under Relacy, a model checker.
 
 csrc/tests/model/line_model.cpp plays hand-over, sleep and wake-up, abort, leaving, notes, a ring of packets and a window
 with the functions of these headers, in thousands of schedules of 2 and 3 ranks; then again without each acquire,

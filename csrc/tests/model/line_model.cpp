@@ -1,10 +1,10 @@
-// Checks the protocol of core/line.h, packet_ring.h, notes.h and signal.h: their own functions, in many schedules of 2 and 3
-// ranks, under every reordering that C++ allows. Then once more without each of their memory orders, which must be
-// noticed.
+// Checks the protocol of core/line.h, packet_ring.h, notes.h and signal.h: their own functions, in many schedules of 2
+// and 3 ranks, under every reordering that C++ allows. Then once more without each of their memory orders, which must
+// be noticed.
 //
 // What is played is what communicator/ and core/executor.h do with them, without plans and messages: the hand-over of
-// an operation, sleeping and waking, abort and its acknowledgement, notes, leaving, a ring of packets, and a window with
-// its signals.
+// an operation, sleeping and waking, abort and its acknowledgement, notes, leaving, a ring of packets, and a window
+// with its signals.
 #include <cstdint>
 #include <iostream>
 #include <string>
