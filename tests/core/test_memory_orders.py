@@ -1,7 +1,7 @@
 """The protocol between ranks (csrc/core: line.h, packet_ring.h, notes.h, signal.h) under Relacy, a model checker.
 
-csrc/tests/model/line_model.cpp plays hand-over, sleep and wake-up, abort, leaving, notes, a ring of packets and a window
-with the functions of these headers, in thousands of schedules of 2 and 3 ranks; then again without each acquire,
+csrc/tests/model/line_model.cpp plays hand-over, sleep and wake-up, abort, leaving, notes, a ring of packets and a
+window with the functions of these headers, in thousands of schedules of 2 and 3 ranks; then again without each acquire,
 release and full fence. Schedules are the same in every run. It knows nothing of plans:
 tests/schedule/test_interleavings.py does.
 """
