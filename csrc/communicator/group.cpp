@@ -227,6 +227,7 @@ void Group::pass_on_abort() {
 }
 
 void Group::keep_until_peers_left(std::function<void()> release) {
+  if (forked()) return;
   endpoint_->bury({}, all_left(), std::move(release));
 }
 

@@ -125,7 +125,8 @@ OneSided::WindowPointer OneSided::make(const WindowRequest& request) {
     const std::lock_guard table(table_mutex_);
     table_[window->id] = window;
   }
-  // Somebody must hear what other hosts put here while this rank waits for nothing.
+  // Somebody must hear what other hosts put here while this rank waits for nothing: whoever waits in exchange() wakes
+  // the background thread at its end.
   if (group_.crossing_) count_open_window(+1);
   return window;
 }
@@ -179,7 +180,6 @@ std::shared_ptr<Window> OneSided::open(const WindowRequest& request) {
     if (error.kind() == ErrorKind::aborted) group_.abort(AbortCause::called, group_.rank(), error.message());
     throw;
   }
-  if (group_.crossing_) group_.progress_->wake_background();
   return window;
 }
 
@@ -268,6 +268,7 @@ void OneSided::await_frames(const WindowPointer& window, int source, uint64_t va
 }
 
 void OneSided::forget(const WindowPointer& window) noexcept {
+  if (group_.forked()) return;  // its memory is not mapped here, and its locks may be held forever
   try {
     Finished finished;
     {

@@ -178,6 +178,17 @@ void a_rank_that_takes_nothing_is_sent_no_more_than_its_credits() {
   expect(pair.until([&] { return puts[2]->finished.load(); }) && !puts[2]->error, "the rest to follow");
 }
 
+// A frame may be slower than the ranks' agreement to close, which goes another way where hosts have several ranks.
+void closing_waits_for_what_was_put() {
+  Pair pair;
+  ++pair.windows[1]->parts[0].framed;  // one that is still on its way
+  std::thread here([&] { pair.groups[0]->one_sided().close(pair.windows[0], kDeadlineNs); });
+  pair.groups[1]->one_sided().close(pair.windows[1], kDeadlineNs);
+  pair.forge(kPut, pair.windows[0]->id, 5, 1);
+  here.join();
+  expect(pair.memory[0][kGuard + 5] == 0x11, "it to be there when the window is closed");
+}
+
 // What ends the group says who, what and where; nothing is written.
 void a_wrong_frame_ends_the_group(uint32_t what, uint64_t aux, size_t nbytes, const std::string& says) {
   Pair pair;
@@ -218,6 +229,7 @@ int main(int argc, char** argv) {
       {"puts and signals arrive in order", puts_and_signals_arrive_in_order},
       {"a rank that takes nothing is sent no more than its credits",
        a_rank_that_takes_nothing_is_sent_no_more_than_its_credits},
+      {"closing waits for what was put", closing_waits_for_what_was_put},
       {"a put one byte beyond the window", [] { wrong(kPut, kEnd - 7, 8, "8 bytes at byte 4194297 of 4194304"); }},
       {"a put far beyond it", [] { wrong(kPut, UINT64_MAX - 3, 4, "4 bytes at byte 18446744073709551612"); }},
       {"a put before it", [] { wrong(kPut, uint64_t{0} - kGuard, kGuard, "65536 bytes at byte"); }},

@@ -127,6 +127,7 @@ Window::WorkPtr Window::wait_signal(int rank, bool async_op, int64_t timeout_ms)
 }
 
 at::Tensor Window::map_remote(int rank) const {
+  device::check_not_forked();
   const Handle held = handle();
   const ApiWindow there = part(held, rank);
   if (there.on_this_host == 0)

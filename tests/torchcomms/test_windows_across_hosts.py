@@ -93,16 +93,21 @@ def test_puts_arrive_while_their_target_calls_nothing(run_ranks: RunRanks) -> No
 
 
 def deregister_at_once(rank: int, world_size: int) -> list[bool]:
+    """Puts over every connection between the hosts, the more on those that the ranks' agreement does not go over."""
     on_host((0, 0, 1, 1))
     found = []
     with communicator("hx", "fence") as comm:
-        for turn in range(5):
-            mine = zeros(comm, world_size, 300_000)
+        across = world_size - 1 - rank
+        given = torch.empty(COUNT, device="hx")
+        for turn in range(1, 6):
+            mine = zeros(comm, world_size + COUNT)
             window = comm.new_window(mine)
+            given.fill_(turn)
             for peer in range(world_size):
-                window.put(torch.full((300_000,), float(turn + 1), device="hx"), peer, rank * 300_000, True)
+                window.put(given[:1], peer, rank, True)
+            window.put(given, across, world_size, True)
             window.tensor_deregister()
-            found.append(bool((mine == turn + 1).all()))
+            found.append(bool((mine == turn).all()))
     return found
 
 

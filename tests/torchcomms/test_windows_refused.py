@@ -144,6 +144,26 @@ def test_a_tensor_that_one_rank_may_not_register_is_refused_on_all(rank_pool: Po
         assert found["put"] == ("64", "")
 
 
+def use_in_a_child(rank: int, world_size: int) -> tuple[int, bool]:
+    with communicator("cpu", "fork") as comm:
+        window = comm.new_window(zeros(comm, 8))
+        child = os.fork()
+        if child == 0:
+            errors = [error_of(lambda: window.put(torch.ones(8), 1 - rank, 0, False))]
+            errors.append(error_of(lambda: window.map_remote_tensor(1 - rank)))
+            errors.append(error_of(window.tensor_deregister))
+            del window
+            os._exit(0 if all("fork" in text for _, text in errors) else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        window.put(torch.ones(8), 1 - rank, 0, False)
+        window.tensor_deregister()
+        return status, works(comm)
+
+
+def test_a_forked_child_is_told_that_it_has_no_windows(run_ranks: Callable[..., Any]) -> None:
+    assert run_ranks(use_in_a_child, 2, backend=None) == [(0, True), (0, True)]
+
+
 # --- failures ---
 
 
@@ -193,6 +213,31 @@ def test_a_waiter_is_released_with_the_error_that_says_why(rank_pool: Pool, how:
     assert found[0][0] == kind and text in found[0][1], found[0]
     if how == "timeout":
         assert found[1][0] == kind and text in found[1][1], found[1]
+
+
+def put_to_one_that_left(rank: int, world_size: int, how: str) -> tuple[str, str]:
+    with communicator("cpu", "all along") as beside, communicator("cpu", f"left {how}") as comm:
+        window = comm.new_window(zeros(comm, 8))
+        view = window.map_remote_tensor(1 - rank)
+        if rank == 1:
+            window.signal(0, False)
+            comm.finalize()
+        beside.barrier(False)
+        found = "", ""
+        if rank == 0:
+            window.wait_signal(1, False)  # what it did before it left counts
+            view.fill_(1)  # its memory is kept
+            call = window.put if how == "put" else window.signal
+            operands = (torch.ones(8), 1, 0) if how == "put" else (1,)
+            found = error_of(lambda: call(*operands, False))
+        beside.barrier(False)
+    return found
+
+
+@pytest.mark.parametrize("how", ["put", "signal"])
+def test_a_put_or_signal_to_a_rank_that_has_left_raises(rank_pool: Pool, how: str) -> None:
+    kind, text = rank_pool(2).run(put_to_one_that_left, how)[0]
+    assert kind == "PeerFailedError" and "rank 1 (host" in text and f"{how} of window 1 on rank 0" in text, text
 
 
 def put_after_the_end(rank: int, world_size: int) -> list[str]:
