@@ -4,6 +4,7 @@
     python scripts/chaos.py --minutes 5 --device hx        # the same on tensors that peers reach themselves
     python scripts/chaos.py --minutes 5 --backend gloo     # the faults that need no point inside hxcomm
     python scripts/chaos.py --kills 1000                   # milliseconds from SIGKILL to exception, 8 ranks on 2 cores
+    python scripts/chaos.py --cycles 200                   # a TorchComm is aborted, loses a rank and gains one, ...
     python scripts/chaos.py --aborts 200                   # milliseconds from abort() to the exceptions, likewise
     python scripts/chaos.py --endings 5                    # how long programs take to end, however they do it
     python scripts/chaos.py --soak --minutes 60            # false alarms: nobody fails, but ranks are held up
@@ -34,6 +35,7 @@ from chaos_endings import run_endings
 from chaos_measure import run_aborts, run_kills, run_soak
 from chaos_processes import WATCHDOG_S, Process, end, events, start, wait
 from chaos_rank import OPS, Case
+from chaos_recovery import run_cycles
 
 WORLD_SIZES = (2, 3, 4, 8)
 FAULTS = ("kill", "exit", "exception", "stop", "stop300", "gil")
@@ -237,6 +239,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     parser.add_argument("--kills", type=int, default=0, help="measure so many kills at 8 ranks instead")
     parser.add_argument("--aborts", type=int, default=0, help="measure so many aborts at 8 ranks instead")
+    parser.add_argument("--cycles", type=int, default=0, help="measure so many recoveries of a TorchComm at 8 ranks")
     parser.add_argument("--endings", type=int, default=0, help="measure all endings of a program so many times")
     parser.add_argument("--soak", action="store_true", help="look for false alarms for --minutes, at 8 ranks")
     parser.add_argument("--case", help="op,ranks,fault,point,seed: repeat one")
@@ -246,7 +249,7 @@ def parse() -> argparse.Namespace:
         args.world_sizes = [int(word) for word in args.ranks.split(",")]
     except ValueError:
         parser.error(f"--ranks {args.ranks}: write world sizes, 2,3,4")
-    if args.device == "hx" and (args.kills or args.aborts or args.endings or args.soak):
+    if args.device == "hx" and (args.kills or args.cycles or args.aborts or args.endings or args.soak):
         parser.error("--device hx is for cases")
     if min(args.world_sizes) < 2:
         parser.error("--ranks: a case needs a victim and a survivor, so 2 ranks or more")
@@ -271,9 +274,11 @@ def main() -> int:
         if args.json:
             args.json.write_text(json.dumps(rows))
         return 0 if all(row["rank"] and row["signal"] for row in rows) else 1
-    if args.aborts or args.endings or args.soak:
+    if args.cycles or args.aborts or args.endings or args.soak:
         if args.endings:
             shown, wrong = run_endings(args.endings)
+        elif args.cycles:
+            shown, wrong = run_cycles(args.cycles, max(args.world_sizes), args.seed)
         elif args.aborts:
             shown, wrong = run_aborts(args.aborts, max(args.world_sizes), args.seed)
         else:

@@ -160,6 +160,7 @@ Introduction introduce(const std::string& address, const Nonce& nonce, int timeo
   const ssize_t got = receive_reply(fd.get(), &reply, &received);
   const Descriptor segment(received[0]);
   Descriptor bell(received[1]);
+  if (got < 0 && errno == ECONNRESET) throw NobodyThere(ErrorKind::init, fail("it has ended just now").message());
   if (got < 0)
     throw fail(errno == EAGAIN ? "it did not answer within " + std::to_string(timeout_ms) + " ms (is it stopped?)"
                                : std::string("receive: ") + std::strerror(errno));

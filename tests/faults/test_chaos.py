@@ -100,3 +100,10 @@ def test_ranks_that_are_held_up_for_a_moment_raise_nothing() -> None:
 def test_a_wrong_argument_is_refused(wrong: str) -> None:
     done = run_chaos(wrong)
     assert done.returncode == 2 and wrong.split("=")[0] in done.stdout
+
+
+def test_a_communicator_recovers_over_and_over_and_holds_no_more_than_before() -> None:
+    done = run_chaos("--cycles=12", "--ranks=3", "--seed=3")
+    assert done.returncode == 0, done.stdout
+    assert "R4: 24 named the rank, 24 the signal" in done.stdout
+    assert len(re.findall("process [01], after 5 cycles", done.stdout)) == 2
