@@ -28,6 +28,8 @@ import torch.distributed as dist
 from chaos_measure import CORES, percentiles
 from chaos_processes import WATCHDOG_S, Process, end, start
 
+import hxcomm.torchcomms as torchcomms
+
 WITNESSES = (0, 1)
 SETTLED = 5  # cycles after which nothing may grow: allocators and pools of threads have what they keep
 COUNT = 64
@@ -59,8 +61,6 @@ class Member:
     """One process of the communicator; `number` is its name for good, not its rank."""
 
     def __init__(self, number: int, members: Sequence[int], seed: int, folder: Path) -> None:
-        import hxcomm.torchcomms as torchcomms
-
         self.number, self.members, self.seed = number, list(members), seed
         self.say = chaos_rank.reporter(folder, number)
         self.store = dist.FileStore(str(folder / "store"))
@@ -143,8 +143,8 @@ class Member:
 def run_member(number: int, ranks: int, cycles: int, seed: int, folder: Path) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives a killed runner
     torch.set_num_threads(1)
-    member = Member(number, range(ranks), seed, folder)
     try:
+        member = Member(number, range(ranks), seed, folder)
         if number < ranks:
             member.reconfigure(0, "grown", -1)
             member.live(0, cycles, ranks)
@@ -154,7 +154,7 @@ def run_member(number: int, ranks: int, cycles: int, seed: int, folder: Path) ->
             member.reconfigure(3 * cycle + 3, "grown", cycle)
             member.live(cycle + 1, cycles, ranks)
     except Exception as error:
-        member.say("failed", kind=type(error).__name__, message=str(error))
+        chaos_rank.reporter(folder, number)("failed", kind=type(error).__name__, message=str(error))
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

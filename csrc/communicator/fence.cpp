@@ -15,7 +15,7 @@ void Group::acknowledge_abort() {
     // Who holds it is in an operation, and acknowledges when the queue is empty; or knocks will come again.
     if (!lock.owns_lock()) return;
     const std::lock_guard queue(queue_mutex_);
-    if (queue_.empty()) own().abort.acknowledge();
+    if (queue_.empty() && !one_sided_.is_copying()) own().abort.acknowledge();
   }
   endpoint_->ring_own_doorbell();  // a waiter may have found the lock taken
 }

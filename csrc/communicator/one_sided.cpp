@@ -277,6 +277,12 @@ void OneSided::fail_all(Finished* finished) {
   drop_all(finished);
 }
 
+bool OneSided::is_copying() const {
+  const std::scoped_lock locks(mutex_, table_mutex_);
+  return std::any_of(table_.begin(), table_.end(),
+                     [](const auto& entry) { return entry.second->copying.load(std::memory_order_acquire) > 0; });
+}
+
 void OneSided::drop_all(Finished* finished) {
   const auto fail = [&](const OpPointer& op) {
     count(-1);

@@ -53,6 +53,8 @@ class OneSided {
   // Ends all that is pending with the error that ended the group.
   void fail_all(std::vector<std::shared_ptr<Op>>* finished);
   void forget_all();
+  // Whether a put is being copied. Once false, and the group has ended, none will be.
+  bool is_copying() const;
 
   // As Group::cross(), before the first operation.
   void cross(const std::vector<int>& hosts);

@@ -305,7 +305,7 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
       std::lock_guard lock(queue_mutex_);
       if (queue_.empty()) {
         // What is posted from now on does not begin.
-        if (own().abort.is_set()) own().abort.acknowledge();
+        if (own().abort.is_set() && !one_sided_.is_copying()) own().abort.acknowledge();
         return moved;
       }
       op = queue_.front();
