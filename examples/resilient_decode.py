@@ -231,7 +231,7 @@ def timeline(said: list[dict[str, Any]], killed_at: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--new-tokens", type=int, default=24, help="of each sentence (default %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=16, help="of each sentence (default %(default)s)")
     parser.add_argument("--random", choices=Random.SHAPES, help="random weights of this size instead of the real model")
     parser.add_argument("--member", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)

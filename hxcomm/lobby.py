@@ -46,16 +46,21 @@ def give_back(page: Page) -> None:
 
 @dataclass(frozen=True)
 class Door:
-    """Where a process of this host is met, and what to call it in messages."""
+    """Where a process of this host is met, and what to call it in messages.
+
+    about: 62 bits that tell its notes of one attempt: the upper half names it and its attempt, the lower one all who
+    make the attempt together.
+    """
 
     address: str
     process: bytes
     notes: int
+    about: int
     label: str
 
 
 class MemoryMeeting(bootstrap.Meeting):
-    """Of processes that know each other's doors, in rank order, and a number that none of them has used before."""
+    """Of processes that know each other's doors, in rank order, and a nonce that none of them has used before."""
 
     longest_pause_s = 0.004
 
@@ -63,7 +68,7 @@ class MemoryMeeting(bootstrap.Meeting):
         self,
         doors: Sequence[Door],
         page: Page,
-        about: int,
+        nonce: int,
         *,
         rank: int,
         group: str,
@@ -71,9 +76,8 @@ class MemoryMeeting(bootstrap.Meeting):
         death_of: Callable[[int], str],
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`about`: 62 bits, the upper half the name of this attempt, the lower one of those who make it."""
         super().__init__(rank, group, timeout_s, death_of, [door.process for door in doors])
-        self._doors, self._page, self._about, self._sleep = doors, page, about, sleep
+        self._doors, self._page, self._nonce, self._sleep = doors, page, nonce, sleep
         self._first = page.attempts % _ATTEMPTS * _KEYS
         page.attempts += 1
         self._own: dict[str, str] = {}
@@ -83,11 +87,12 @@ class MemoryMeeting(bootstrap.Meeting):
         self._sleep(seconds)
 
     def nonce(self) -> int:
-        return self._about
+        return self._nonce
 
     def publish(self, key: str, value: str) -> None:
         self._own[key] = value
-        bootstrap.runtime().write_note(self._page.offset, self._first + self._index(key), self._about, value)
+        about = self._doors[self.rank].about
+        bootstrap.runtime().write_note(self._page.offset, self._first + self._index(key), about, value)
 
     def look(self, key: str, whose: int) -> bytes | None:
         if whose == self.rank:
@@ -95,9 +100,9 @@ class MemoryMeeting(bootstrap.Meeting):
         neighbour, door = self._neighbour(whose), self._doors[whose]
         for attempt in range(_ATTEMPTS):
             about, text = neighbour.read_note(door.notes, attempt * _KEYS + self._index(key))
-            if about == self._about:
+            if about == door.about:
                 return bytes(text)
-            if about >> 31 == self._about >> 31:
+            if about >> 31 == door.about >> 31:
                 self.fail(f"{door.label} calls it with the same uuid, but other handles or another order of them")
         if neighbour.death:
             self.fail(f"{door.label} {neighbour.death}")

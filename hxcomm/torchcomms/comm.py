@@ -464,6 +464,8 @@ def new_comm(
     if options.timeout <= timedelta(0):
         raise ValueError(f"new_comm: a timeout of {options.timeout.total_seconds()} s; it must be positive")
     where = torch.device(device)
+    if enable_reconfigure and backend != BACKEND:
+        raise NotImplementedError(f"new_comm(enable_reconfigure=True): backend {backend!r} cannot be reconfigured")
     if backend == BACKEND:
         if where.type not in ("cpu", "hx"):
             raise ValueError(f"new_comm: backend hxcomm serves devices cpu and hx, not {where}")

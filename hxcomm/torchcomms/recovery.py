@@ -26,7 +26,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from hxcomm import bootstrap, c10d, environment, lobby
 from hxcomm.errors import AbortedError, InitError
 from hxcomm.torchcomms.hints import number_of
-from hxcomm.torchcomms.native import Native, milliseconds
+from hxcomm.torchcomms.native import BACKEND, Native, milliseconds
 from hxcomm.torchcomms.options import InitHandle
 from hxcomm.torchcomms.work import DONE, TorchWork
 
@@ -162,6 +162,8 @@ class Recovery:
 
 def _recovery(comm: TorchComm, what: str) -> Recovery:
     recovery: Recovery | None = comm._recovery
+    if comm.get_backend() != BACKEND:
+        raise NotImplementedError(f"{what}: backend {comm.get_backend()!r} cannot be reconfigured")
     if recovery is None:
         raise ValueError(
             f"{what} of communicator '{comm.get_name()}': it was made without enable_reconfigure=True, or is finalized"
@@ -256,17 +258,17 @@ class _Attempt:
     ) -> None:
         self.comm, self.recovery, self.texts, self.handles = comm, recovery, texts, handles
         self.rank = texts.index(recovery.text)
-        about = _half([comm.get_name(), str(uuid)]) << 31 | _half([comm.get_name(), str(uuid), *texts])
+        self.nonce = _half([str(uuid), *texts, "upper"]) << 31 | _half([str(uuid), *texts, "lower"])
+        self.abouts = [_half([str(uuid), text]) << 31 | _half([str(uuid), *texts]) for text in texts]
         store = cast(Store, comm.get_options().store)  # new_comm has opened one
         self.member = c10d.Membership(
-            store=PrefixStore(f"reconfigure/{uuid}/{about:x}", store),
+            store=PrefixStore(f"reconfigure/{uuid}/{self.nonce:x}", store),
             name=comm.get_name(),
             rank=self.rank,
             world_size=len(texts),
             global_ranks=list(range(len(texts))),
             timeout_s=timeout_s,
         )
-        self.about = about
 
     def make(self) -> c10d.Made:
         meet = self.meeting()
@@ -285,13 +287,13 @@ class _Attempt:
         own = self.handles[self.rank]
         if all((each.network, each.host_id) == (own.network, own.host_id) for each in self.handles):
             doors = [
-                lobby.Door(each.address, bytes.fromhex(each.process), each.notes, each.label(rank))
+                lobby.Door(each.address, bytes.fromhex(each.process), each.notes, self.abouts[rank], each.label(rank))
                 for rank, each in enumerate(self.handles)
             ]
             return lobby.MemoryMeeting(
                 doors,
                 self.recovery.page,
-                self.about,
+                self.nonce,
                 rank=self.rank,
                 group=self.member.name,
                 timeout_s=self.member.timeout_s,
@@ -317,7 +319,9 @@ class _Attempt:
         last = self.recovery.last
         if last is None or self.texts[rank] not in self.recovery.members:
             return ""
-        return last.death_of(self.recovery.members.index(self.texts[rank]))
+        died = last.death_of(self.recovery.members.index(self.texts[rank]))
+        # It begins with the rank's number in the group before.
+        return f"{self.handles[rank].label(rank)} {died.partition(') ')[2]}" if died else ""
 
     def fence(self, deadline: float) -> None:
         """Waits until nobody who is left out can be in the middle of a write to this rank's memory."""

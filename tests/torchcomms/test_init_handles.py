@@ -97,6 +97,8 @@ def test_before_reconfigure_and_after_finalize_there_is_no_group() -> None:
 
 
 def test_only_communicators_made_for_it_can_be_reconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotImplementedError, match="backend 'other' cannot be reconfigured"):
+        torchcomms.new_comm("other", "cpu", "c", store=dist.HashStore(), enable_reconfigure=True)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     comm = torchcomms.new_comm("hxcomm", "cpu", "fixed", store=dist.HashStore())
