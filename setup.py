@@ -1,13 +1,16 @@
-"""The two extension modules of hxcomm; everything else about the package is in pyproject.toml.
+"""The extension modules of hxcomm; everything else about the package is in pyproject.toml.
 
 hxcomm._core links nothing of torch and sees none of its headers but pybind11's: the compiler and the linker, not
-goodwill, keep the layers apart. hxcomm._C is the glue that a torch upgrade rebuilds. Both are compiled by ninja through
-torch's BuildExtension (objects and header dependencies are kept in build/, so touching one file recompiles that file),
-and through ccache where there is one.
+goodwill, keep the layers apart. hxcomm._C is the glue that a torch upgrade rebuilds. hxcomm._torchcomms is there only
+where the torchcomms package is installed with its headers. All are compiled by ninja through torch's BuildExtension
+(objects and header dependencies are kept in build/, so touching one file recompiles that file), and through ccache
+where there is one.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -59,6 +62,29 @@ def pybind11_alone() -> Path:
     return folder
 
 
+def torchcomms_folder() -> Path | None:
+    """Of the installed torchcomms package, if it brought its headers."""
+    spec = importlib.util.find_spec("torchcomms")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    has_headers = folder is not None and (folder / "include/comms/torchcomms/TorchCommBackend.hpp").is_file()
+    return folder if has_headers else None
+
+
+def plug_in(folder: Path) -> Extension:
+    """Optional: torchcomms' C++ interface is young, and a version of it that differs must not keep hxcomm from being
+    installed. hxcomm.torchcomms.plugin then takes its Python class."""
+    return Extension(
+        "hxcomm._torchcomms",
+        sources("torchcomms"),
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=GLUE_FLAGS
+        + system_include(folder / "include", *cpp_extension.include_paths("cpu"), sysconfig.get_path("include")),
+        library_dirs=[str(folder), *cpp_extension.library_paths("cpu")],
+        libraries=["torchcomms", "torch", "torch_cpu", "torch_python", "c10"],
+        optional=True,
+    )
+
+
 def extension_modules() -> list[Extension]:
     # setuptools skips an extension none of whose `depends` is newer; ninja then looks at each object's own headers.
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
@@ -81,7 +107,8 @@ def extension_modules() -> list[Extension]:
         libraries=["torch", "torch_cpu", "torch_python", "c10"],
         depends=["setup.py", *headers],
     )
-    return [extension for extension in (core, glue) if extension.sources]
+    folder = torchcomms_folder()
+    return [each for each in (core, glue, *([plug_in(folder)] if folder else [])) if each.sources]
 
 
 def commands() -> dict[str, type[Command]]:
@@ -96,7 +123,12 @@ def commands() -> dict[str, type[Command]]:
             # pip gives every editable build a fresh temporary folder; ninja needs the one of last time.
             self.build_temp = str(self.objects_root / extension.name)
             Path(self.build_temp).mkdir(parents=True, exist_ok=True)
-            super().build_extension(extension)
+            try:
+                super().build_extension(extension)
+            except RuntimeError as error:  # ninja's, which setuptools does not know as a failed build
+                if not extension.optional:
+                    raise
+                print(f"{extension.name} is left out, it could not be built: {error}", file=sys.stderr)
 
         def run(self) -> None:
             super().run()

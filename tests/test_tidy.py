@@ -67,6 +67,7 @@ INCLUDES: dict[str, tuple[str, ...]] = {
     "communicator": ("core/", "transport/", "communicator/"),
     "bindings": ("core/", "transport/", "communicator/", "bindings/"),
     "torch": ("communicator/api.h", "communicator/memory_api.h", "torch/"),
+    "torchcomms": ("torchcomms/",),
     "tests": ("core/", "transport/", "communicator/", "tests/"),
 }
 TORCH_HEADERS = ("torch/csrc/", "torch/library.h", "torch/torch.h", "ATen/", "c10/", "torch/headeronly/")
@@ -178,11 +179,11 @@ def test_a_cpp_file_includes_only_its_own_layer_and_those_below() -> None:
         elif header == "torch/extension.h":
             problems.append(f"{where}, which costs 30 s and 1.4 GB a file: include the narrow header instead")
         elif header.startswith(TORCH_HEADERS):
-            if folder != "torch":
-                problems.append(f"{where}; only csrc/torch may know torch")
+            if folder not in {"torch", "torchcomms"}:
+                problems.append(f"{where}; only csrc/torch and csrc/torchcomms may know torch")
         elif header.startswith(PYTHON_HEADERS):
-            if folder not in {"torch", "bindings"}:
-                problems.append(f"{where}; only csrc/bindings and csrc/torch may know Python")
+            if folder not in {"torch", "torchcomms", "bindings"}:
+                problems.append(f"{where}; only csrc/bindings, csrc/torch and csrc/torchcomms may know Python")
         elif match[1] == '"' and not header.startswith(INCLUDES[folder]):
             allowed = ", ".join(INCLUDES[folder])
             problems.append(f"{where}; {folder} may include {allowed} (paths begin at csrc/)")

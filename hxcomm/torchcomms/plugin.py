@@ -1,19 +1,22 @@
 """hxcomm as a backend of the torchcomms package, where that is installed: `torchcomms.new_comm("hxcomm", ...)`.
 
-The entry point "hxcomm" of the group "torchcomms.backends"; torchcomms loads it by name, and loading registers the
-class. Every call goes to a communicator of ours, so results, errors and speed are ours. torchcomms hands a backend
-written in Python no more than the operands, so this path has:
+The entry point "hxcomm" of the group "torchcomms.backends"; torchcomms loads it by name, and loading registers a class
+whose calls go to a TorchComm of ours, so results, errors and speed are ours. Where torchcomms was installed with its
+headers when hxcomm was built, that is a class in C++ (csrc/torchcomms/). Everywhere else it is the one below, which
+gets from torchcomms no more than the operands. So this path has:
 
 - the collectives, send and recv, split, the communicator's timeout, hints given to new_comm;
 - no timeout or hints of one call: torchcomms drops them before they arrive;
 - no PREMUL_SUM, unless this torchcomms lets Python read the factor (`ReduceOp.factor`): NotImplementedError;
-- no batches, windows, persistent all_gather, abort or reconfigure: torchcomms itself refuses them.
+- no batches, abort or reconfigure: torchcomms itself refuses them.
 
-A program that needs these imports hxcomm.torchcomms instead, which is the same API with all of it.
+Windows and the persistent all_gather torchcomms refuses on both. A program that needs these imports hxcomm.torchcomms
+instead, which is the same API with all of it.
 """
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -103,19 +106,25 @@ def make_backend(base: type) -> type:
     return type("HxcommBackend", (base,), methods)
 
 
-def register() -> type | None:
-    """Registers hxcomm with the installed torchcomms. None where torchcomms is this package under that name.
+def register() -> None:
+    """Registers hxcomm with the installed torchcomms; does nothing where that is this package under another name.
 
     torch.distributed must know the name, too, before its `use_torchcomms` is switched on: importing hxcomm.torchcomms
     has seen to that.
     """
     theirs: Any = import_module("torchcomms._comms")
-    if theirs.TorchCommBackend is ours.TorchCommBackend:
-        return None
-    backend = make_backend(theirs.TorchCommBackend)
-    if not theirs._is_backend_registered(NATIVE):
-        theirs.register_backend(NATIVE, backend)
-    return backend
+    if theirs.TorchCommBackend is ours.TorchCommBackend or theirs._is_backend_registered(NATIVE):
+        return
+    try:
+        import_module("hxcomm._torchcomms")  # the C++ class registers itself
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            warnings.warn(
+                f"hxcomm was built for another version of torchcomms and uses its Python plug-in instead ({error}); "
+                "reinstall hxcomm to have per-call options, batches, abort and reconfigure there",
+                stacklevel=2,
+            )
+        theirs.register_backend(NATIVE, make_backend(theirs.TorchCommBackend))
 
 
 register()

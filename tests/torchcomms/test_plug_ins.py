@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -431,9 +434,67 @@ def test_torchcomms_finds_hxcomm_by_its_entry_point_and_runs_on_it(
     run_ranks(hxcomm_under_torchcomms, 3, backend=None, env={"PYTHONPATH": path})
 
 
-def test_the_plug_in_does_nothing_where_torchcomms_is_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torchcomms", "torchcomms._comms"):
-        monkeypatch.setitem(sys.modules, name, torchcomms)
-    from hxcomm.torchcomms import plugin
+@pytest.fixture
+def installed_torchcomms(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The stand-in under torchcomms' name, with no backend registered, and no plug-in loaded yet."""
+    monkeypatch.setattr(torchcomms_stand_in, "_registered", {})
+    monkeypatch.setitem(sys.modules, "torchcomms._comms", torchcomms_stand_in)
+    sys.modules.pop("hxcomm.torchcomms.plugin", None)
+    yield torchcomms_stand_in
+    sys.modules.pop("hxcomm.torchcomms.plugin", None)
 
-    assert plugin.register() is None
+
+def test_the_plug_in_in_cpp_is_taken_where_it_was_built(
+    installed_torchcomms: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hxcomm._torchcomms", ModuleType("hxcomm._torchcomms"))  # would register itself
+    importlib.import_module("hxcomm.torchcomms.plugin")
+    assert installed_torchcomms._registered == {}
+
+
+def test_the_plug_in_in_python_is_taken_where_that_in_cpp_was_not_built_or_does_not_fit(
+    installed_torchcomms: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = importlib.import_module("hxcomm.torchcomms.plugin")
+    assert installed_torchcomms._registered["hxcomm"].__name__ == "HxcommBackend"
+    installed_torchcomms._registered.clear()
+
+    def import_module(name: str) -> ModuleType:
+        if name == "hxcomm._torchcomms":
+            raise ImportError("undefined symbol: TorchCommBackend")
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(plugin, "import_module", import_module)
+    with pytest.warns(UserWarning, match=r"another version of torchcomms .* \(undefined symbol: TorchCommBackend\)"):
+        plugin.register()
+    assert "hxcomm" in installed_torchcomms._registered
+
+
+def test_the_plug_in_does_nothing_where_torchcomms_is_this_package(
+    installed_torchcomms: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchcomms._comms", torchcomms)
+    before = torchcomms.built_backends()
+    importlib.import_module("hxcomm.torchcomms.plugin")
+    assert installed_torchcomms._registered == {} and torchcomms.built_backends() == before
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_the_plug_in_in_cpp_is_built_where_torchcomms_has_its_headers(tmp_path: Path, headers: bool) -> None:
+    package = tmp_path / "torchcomms"
+    folder = package / "include/comms/torchcomms"
+    folder.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('building must not import it')")
+    if headers:
+        (folder / "TorchCommBackend.hpp").touch()
+    program = "import setup; print([(each.name, each.optional) for each in setup.extension_modules()][2:])"
+    root = EXAMPLE.parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.stdout.strip() == ("[('hxcomm._torchcomms', True)]" if headers else "[]"), run.stderr
