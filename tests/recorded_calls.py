@@ -24,6 +24,7 @@ class SilentComm:
 
     def __init__(self, rank: int, size: int, name: str = "world") -> None:
         self.rank, self.size, self.name = rank, size, name
+        self._uuid: int | None = None
         self.hooks = Hooks()
         self.op_ids = iter(range(1 << 20))
         self.register_pre_hook = self.hooks.register_pre

@@ -59,6 +59,7 @@ class TorchComm(Operations):
         self._hooks = Hooks(self._choose_way)
         self._op_ids = itertools.count(1)
         self._why_closed = "it has no group yet: call reconfigure()"
+        self._uuid: int | None = None  # of the reconfigure() that gave it its group
         self._aborted = False
         self._to_self: list[int] = [0, 0]  # receives and sends of this rank to itself that were started
         self._running: list[TorchWork] = []

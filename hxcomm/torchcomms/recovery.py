@@ -203,6 +203,7 @@ def reconfigure(
                 made.process_group.abort()
             attempt.stop_if_interrupted()
             recovery.last, recovery.members = Native(made, comm.get_device(), number), texts
+            comm._uuid = uuid
             comm._adopt(recovery.last)
             recovery.running = False
     except BaseException:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from recorded_calls import SilentComm, analysed
+import torch.distributed as dist
+from recorded_calls import SilentComm, analysed, run_fr_trace
 
 import hxcomm.torchcomms as torchcomms
-from hxcomm.errors import CommTimeoutError
+from hxcomm.errors import CommTimeoutError, PeerFailedError
 from hxcomm.torchcomms.hook_args import OpName
 from hxcomm.torchcomms.hooks import FlightRecorderHook
 from hxcomm.torchcomms.work import TorchWork, WorkStatus
@@ -372,7 +373,7 @@ def test_a_communicator_may_be_registered_before_it_has_a_group(
     recorder.register_with_comm(comm)
     comm.hooks.abort()
     assert list(tmp_path.iterdir()) == []
-    comm.rank, comm.size, comm._uuid = 1, 2, 5  # type: ignore[attr-defined]
+    comm.rank, comm.size, comm._uuid = 1, 2, 5
     comm.call(OpName.barrier)
     comm.hooks.abort()
     assert [each.name for each in tmp_path.iterdir()] == ["trace_1"]
@@ -383,12 +384,50 @@ def test_a_reconfigured_communicator_is_another_group_whose_numbers_begin_again(
     comm, recorder = SilentComm(2, 3), FlightRecorderHook(isolated=True)
     recorder.register_with_comm(comm)
     comm.call(OpName.barrier)
-    comm.rank, comm.size, comm._uuid = 1, 2, 77  # type: ignore[attr-defined]
+    comm.call(OpName.split, [0, 2], "pair", result=None)
+    comm.rank, comm.size, comm._uuid = 1, 2, 77
     comm.call(OpName.barrier)
+    comm.call(OpName.split, [0, 1], "pair", result=None)
     assert [(e["process_group"][0], e["collective_seq_id"]) for e in entries_of(recorder)] == [
         ("world", 1),
+        ("pair", 1),
         ("world#77", 1),
+        ("pair", 1),
     ]
+
+
+def record_over_a_shrink(rank: int, n: int, folder: str) -> None:
+    os.environ["TORCHCOMM_FR_DUMP_TEMP_FILE"] = f"{folder}/at the death/trace_"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    comm = torchcomms.new_comm(
+        "hxcomm", "cpu", "world", abort_process_on_timeout_or_error=False, store=store, enable_reconfigure=True
+    )
+    recorder = FlightRecorderHook(isolated=True)
+    recorder.register_with_comm(comm)
+    store.set(f"handle/{rank}", comm.get_init_handle())
+    handles = [store.get(f"handle/{each}").decode() for each in range(n)]
+    comm.reconfigure(1, handles).wait()
+    comm.all_reduce(torch.ones(4), torchcomms.ReduceOp.SUM, async_op=False)
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PeerFailedError):
+        comm.barrier(async_op=False)
+    comm.reconfigure(2, handles[1:]).wait()
+    comm.broadcast(torch.ones(4), 0, async_op=False)
+    os.environ["TORCHCOMM_FR_DUMP_TEMP_FILE"] = f"{folder}/afterwards/trace_"
+    recorder.dump_file(comm.get_rank())
+    assert [entry["operation"] for entry in entries_of(recorder)] == ["all_reduce", "barrier", "broadcast"]
+
+
+def test_the_file_of_survivors_is_of_their_new_group_and_the_one_of_the_death_of_the_old(
+    run_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    run_ranks(record_over_a_shrink, 3, str(tmp_path), backend=None, expect={0: signal.SIGKILL})
+    assert sorted(path.name for path in (tmp_path / "at the death").iterdir()) == ["trace_1", "trace_2"]
+    (tmp_path / "result").mkdir()
+    database, printed = run_fr_trace(tmp_path / "afterwards", tmp_path / "result" / "database")
+    assert [(each.collective_name, each.pass_check) for each in database.collectives] == [("gloo:broadcast", True)]
+    assert [(group.size, group.desc) for group in database.groups] == [(2, "hxcomm")], printed
 
 
 def record_on_ranks(rank: int, n: int, folder: str, desynchronised: bool) -> None:

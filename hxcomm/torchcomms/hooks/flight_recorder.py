@@ -130,6 +130,8 @@ class _Group:
     backend: str
     ranks: list[int]  # of the communicator that all others were split from
     rank: int
+    parent: _Group | None = None  # the group that it was split from
+    past: bool = False  # reconfigure() has ended it
     sequence: int = 0  # of collectives
     messages: dict[tuple[int, ...], int] = field(default_factory=dict)  # (source, destination) -> how many
     last: dict[str, int] = field(
@@ -139,6 +141,14 @@ class _Group:
             "last_completed_collective": -1,
         }
     )
+    # Of itself, and of the pairs of ranks that have exchanged messages in it, by name.
+    config: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def configure(self, name: str, ranks: list[int]) -> None:
+        self.config[name] = {"name": name, "desc": self.backend, "ranks": _listed(ranks)}
+
+    def has_ended(self) -> bool:
+        return self.past or (self.parent is not None and self.parent.has_ended())
 
 
 class _Recorder:
@@ -150,26 +160,24 @@ class _Recorder:
         self.lock = threading.RLock()  # seeing an end runs what others asked to be told of it
         self.entries: deque[_Entry] = deque(maxlen=max_entries)
         self.running: deque[_Entry] = deque(maxlen=max_entries)
-        self.groups: dict[int, _Group] = {}
-        self.config: dict[str, dict[str, str]] = {}
+        self.groups: list[_Group] = []
         self.records = 0
 
-    def group(self, name: str, backend: str, ranks: list[int], rank: int) -> _Group:
+    def group(self, name: str, backend: str, ranks: list[int], rank: int, parent: _Group | None = None) -> _Group:
         """The group of this name and these ranks; one that comes back goes on where it was."""
         with self.lock:
-            if self.config.get(name, {}).get("ranks", _listed(ranks)) != _listed(ranks):
-                name += f":{_listed(ranks)}"  # another communicator of this process has the name
-            for group in self.groups.values():
-                if group.name == name:
-                    group.rank = rank
+            names = (name, f"{name}:{_listed(ranks)}")
+            named = [each for each in self.groups if each.name in names and not each.has_ended()]
+            for group in named:
+                if group.ranks == ranks:
+                    group.rank, group.parent = rank, parent
                     return group
-            group = _Group(len(self.groups), name, backend, ranks, rank)
-            self.groups[group.number] = group
-            self._configure(name, backend, ranks)
+            if named:  # another communicator of this process has the name
+                name += f":{_listed(ranks)}"
+            group = _Group(len(self.groups), name, backend, ranks, rank, parent)
+            group.configure(name, ranks)
+            self.groups.append(group)
             return group
-
-    def _configure(self, name: str, backend: str, ranks: list[int]) -> None:
-        self.config[name] = {"name": name, "desc": backend, "ranks": _listed(ranks)}
 
     def record(self, group: _Group, op: OpName, op_id: int, args: PreHookArgs, timeout_ms: int) -> _Entry:
         frames = _frames()
@@ -202,7 +210,7 @@ class _Recorder:
         odd = op is OpName.recv if group.rank == peer else group.ranks[ends[0]] > group.ranks[ends[1]]
         pair = sorted({group.ranks[end] for end in ends})
         name = f"{group.name}:{'-'.join(map(str, pair))}"
-        self._configure(name, group.backend, pair)
+        group.configure(name, pair)
         source, destination = (pair.index(group.ranks[end]) for end in ends)
         named = f" {source}->{destination}" if op is OpName.send else f" {destination}<-{source}"
         return (name, group.backend), 2 * count + odd, named
@@ -236,23 +244,27 @@ class _Recorder:
             self.entries.clear()
             self.running.clear()
             self.records = 0
-            for group in self.groups.values():
+            for group in self.groups:
                 group.sequence = 0
                 group.messages.clear()
 
-    def dump(self, include_completed: bool) -> dict[str, Any]:
+    def dump(self, include_completed: bool, past: bool = True) -> dict[str, Any]:
+        """past: with the groups that reconfigure() has ended, whose ranks were numbered otherwise."""
         from hxcomm import __version__
 
         for entry in tuple(self.running):
             _has_ended(entry)
         with self.lock:
+            groups = [group for group in self.groups if past or not group.has_ended()]
             return {
                 "version": VERSION,
                 "comm_lib_version": f"hxcomm {__version__}",
-                "pg_config": {name: dict(config) for name, config in self.config.items()},
-                "pg_status": {str(number): dict(group.last) for number, group in self.groups.items()},
+                "pg_config": {name: dict(config) for group in groups for name, config in group.config.items()},
+                "pg_status": {str(group.number): dict(group.last) for group in groups},
                 "entries": [
-                    entry.as_dict() for entry in self.entries if include_completed or entry.state() != "completed"
+                    entry.as_dict()
+                    for entry in self.entries
+                    if (include_completed or entry.state() != "completed") and (past or not entry.group.has_ended())
                 ],
             }
 
@@ -364,7 +376,7 @@ class FlightRecorderHook:
         recorder = self._recorder
         name, backend = comm.get_name(), comm.get_backend()
         timeout_ms = int(comm.get_options().timeout.total_seconds() * 1000)
-        life = getattr(comm, "_uuid", None)  # of the last reconfigure()
+        life = comm._uuid  # of the last reconfigure()
         if group is None and comm.get_size():
             group = recorder.group(name, backend, list(range(comm.get_size())), comm.get_rank())
         current: dict[int, _Entry] = {}  # op id -> entry, between a call's pre and post hook
@@ -373,9 +385,11 @@ class FlightRecorderHook:
             nonlocal group, life
             if op is OpName.finalize:
                 return
-            if group is None or getattr(comm, "_uuid", None) != life:
+            if group is None or comm._uuid != life:
                 # Other members under the same name, who all know the uuid; they all begin counting again.
-                life = getattr(comm, "_uuid", None)
+                life = comm._uuid
+                if group is not None:
+                    group.past = True
                 group = recorder.group(f"{name}#{life}", backend, list(range(comm.get_size())), comm.get_rank())
             called_in = group
             if isinstance(args, SplitPreHookArgs):
@@ -383,7 +397,7 @@ class FlightRecorderHook:
                 if group.rank not in args.ranks:
                     return
                 members = [group.ranks[rank] for rank in args.ranks]
-                called_in = recorder.group(args.name, backend, members, args.ranks.index(group.rank))
+                called_in = recorder.group(args.name, backend, members, args.ranks.index(group.rank), group)
             current[op_id] = recorder.record(called_in, op, op_id, args, timeout_ms)
             if len(current) > _MAX_UNPOSTED:  # calls that raised: no post hook will come
                 current.pop(next(iter(current)), None)
@@ -433,10 +447,11 @@ class FlightRecorderHook:
     def dump_file(self, rank: int, include_completed: bool = True) -> str:
         """Writes the dump, pickled as fr_trace wants it, and returns the file's name.
 
-        The file is $TORCHCOMM_FR_DUMP_TEMP_FILE followed by the rank, without that variable
+        After a reconfigure() it holds the new group only, since fr_trace takes one numbering of ranks; the abort before
+        has written what was. The file is $TORCHCOMM_FR_DUMP_TEMP_FILE followed by the rank, without that variable
         ~/.cache/torch/comm_lib_trace_rank_ followed by the rank.
         """
         path = _file(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(self._recorder.dump(include_completed)))
+        path.write_bytes(pickle.dumps(self._recorder.dump(include_completed, past=False)))
         return str(path)
