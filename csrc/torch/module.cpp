@@ -4,6 +4,7 @@
 
 #include "communicator/api.h"
 #include "torch/communicator.h"
+#include "torch/communicator_backend.h"
 #include "torch/device/bindings.h"
 #include "torch/nothing.h"
 #include "torch/process_group.h"
@@ -50,5 +51,6 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("rank"), py::arg("size"));
   hxcomm::torch_glue::bind_communicator(m);
   hxcomm::torch_glue::bind_window(m);
+  hxcomm::torch_glue::bind_communicator_backend(m);
   hxcomm::device::bind(m);
 }
