@@ -359,6 +359,16 @@ def run_id() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
+def pickles_objects() -> bool:
+    """TORCHCOMMS_SERIALIZATION=pickle, a variable of torchcomms: object collectives send pickles."""
+    return os.environ.get("TORCHCOMMS_SERIALIZATION", "").strip() == "pickle"
+
+
+def gives_eager_calls_gradients() -> bool:
+    """TORCHCOMMS_PATCH_FOR_COMPILE=1, a variable of torchcomms: its collectives have gradients outside of graphs."""
+    return os.environ.get("TORCHCOMMS_PATCH_FOR_COMPILE", "").strip().lower() in ("1", "true")
+
+
 def warn_about_unknown() -> None:
     """Warns, once a process and name, of each HXCOMM_* variable that is set but does not exist: a typo does nothing."""
     for name in sorted(os.environ):
