@@ -4,6 +4,7 @@
 those of meta-pytorch/torchcomms 0.3; errors, determinism and what abort() promises are hxcomm's.
 """
 
+from hxcomm.torchcomms import coalescing, functional, objcol  # noqa: F401  (torchcomms.objcol needs no import)
 from hxcomm.torchcomms.backend import (
     TorchCommBackend,
     _is_backend_registered,

@@ -39,9 +39,12 @@ class BatchSendRecv:
     Messages between two ranks are matched in the order in which each side added them.
     """
 
+    ops: list[P2POp]
+    """What issue() will start."""
+
     def __init__(self, comm: TorchComm) -> None:
         self._comm = comm
-        self.ops: list[P2POp] = []
+        self.ops = []
 
     def send(self, tensor: torch.Tensor, dst: int) -> None:
         """Adds a send. Nothing is moved before issue()."""

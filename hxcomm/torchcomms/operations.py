@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
+from torch._opaque_base import OpaqueBaseMeta
 
 from hxcomm.torchcomms import hook_args as args
 from hxcomm.torchcomms.hook_args import Hooks, OpName
@@ -19,7 +20,11 @@ Hints = dict[str, str] | None
 List = list[torch.Tensor]
 
 
-class Operations(ABC):
+class _Opaque(OpaqueBaseMeta, ABCMeta):
+    """Of classes whose objects torch.compile takes as inputs of a graph, see functional/stand_ins.py."""
+
+
+class Operations(metaclass=_Opaque):
     """What TorchComm is and does beside operations is in comm.py."""
 
     _hooks: Hooks

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch._library.opaque_object import register_opaque_type
 
 from hxcomm import _C
 
@@ -82,7 +83,14 @@ class ReduceOp(_C.ReduceOp):
     def __reduce__(self) -> tuple[object, ...]:
         return ReduceOp, (self._type, self.factor)
 
+    def __fx_repr__(self) -> tuple[str, dict[str, Any]]:
+        """How generated code of torch.compile writes this value, and the names which that text needs."""
+        if isinstance(self.factor, torch.Tensor):
+            raise TypeError("a ReduceOp whose factor is a tensor is no constant: make it inside the compiled function")
+        return f"ReduceOp(RedOpType.{self._type.name}, {self.factor!r})", {"ReduceOp": ReduceOp, "RedOpType": RedOpType}
 
+
+register_opaque_type(ReduceOp, typ="value")
 for _type in RedOpType:
     if _type is not RedOpType.PREMUL_SUM:
         setattr(ReduceOp, _type.name, ReduceOp(_type))
