@@ -11,7 +11,6 @@ import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -217,7 +216,9 @@ def _load_backend(backend: str) -> None:
 def get_mem_allocator(backend: str) -> Any:
     """The allocator whose memory this backend's windows and zero-copy paths take."""
     if backend == NATIVE:
-        return import_module("hxcomm.torchcomms.mem_allocator").mem_allocator()
+        from hxcomm.torchcomms.mem_allocator import mem_allocator  # which maps memory: only where it is asked for
+
+        return mem_allocator()
     return backend_class(backend)().get_mem_allocator()
 
 
