@@ -30,7 +30,19 @@ TOUR: dict[str, tuple[int, list[str]]] = {
             "rank 3, replica 1: y [15.0, 51.0], mean gradient 0.5",
         ],
     ),
+    "05_window": (
+        2,
+        [
+            "rank 0: my mailbox holds [0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0]",
+            "rank 1: I read 2 in the mailbox of rank 0",
+        ],
+    ),
     "06_hooks": (2, ["recorded gloo:all_reduce of [[1000]]: completed", "holds NaN: 1 of 1000 elements"]),
+    "07_device_mesh": (
+        2,
+        ["rank 1: [16, 8] of the first weight, equal: True", "rank 1: [4.0, 5.0, 6.0, 7.0] of 28 in all"],
+    ),
+    "08_compile": (2, ["rank 0: y 9, gradient of x 8", "rank 1: y 9, gradient of x 8"]),
 }
 
 
