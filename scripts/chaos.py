@@ -251,6 +251,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--ranks {args.ranks}: write world sizes, 2,3,4")
     if args.device == "hx" and (args.kills or args.cycles or args.aborts or args.endings or args.soak):
         parser.error("--device hx is for cases")
+    if 0 < args.cycles < 4 or (args.cycles and max(args.world_sizes) < 3):
+        parser.error("--cycles: 4 or more, with 3 ranks or more")
     if min(args.world_sizes) < 2:
         parser.error("--ranks: a case needs a victim and a survivor, so 2 ranks or more")
     if args.case:

@@ -31,7 +31,7 @@ from chaos_processes import WATCHDOG_S, Process, end, start
 import hxcomm.torchcomms as torchcomms
 
 WITNESSES = (0, 1)
-SETTLED = 5  # cycles after which nothing may grow: allocators and pools of threads have what they keep
+RESOURCES = ("descriptors", "threads", "maps", "segments")
 COUNT = 64
 
 
@@ -276,11 +276,9 @@ def summary(reports: Reports, killed_at: Sequence[float], ranks: int) -> tuple[s
     wrong = cycles * ranks - n_aborted + 3 * survivors - n_raised - named - signalled
     for witness in WITNESSES:
         held = [each for each in reports.said[witness] if each["event"] == "grown"]
-        keys = ("descriptors", "threads", "maps", "segments")
-        if len(held) > 2 * SETTLED:
-            before = {key: max(each[key] for each in held[SETTLED : 2 * SETTLED]) for key in keys}
-            after = {key: statistics.median_low([each[key] for each in held[-SETTLED:]]) for key in keys}
-            more = {key: after[key] - before[key] for key in keys if after[key] > before[key]}
-            wrong += len(more)
-            lines.append(f"process {witness}, after {SETTLED} cycles {before}, at the end {after}")
+        quarter = len(held) // 4  # the first one is for allocators and pools of threads to get what they keep
+        before = {key: max(each[key] for each in held[quarter : 2 * quarter]) for key in RESOURCES}
+        after = {key: statistics.median_low([each[key] for each in held[-quarter:]]) for key in RESOURCES}
+        wrong += sum(after[key] > before[key] for key in RESOURCES)
+        lines.append(f"process {witness}: in the second quarter {before}, in the last {after}")
     return "\n".join(lines), wrong

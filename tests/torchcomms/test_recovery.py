@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import hxcomm
 import hxcomm.torchcomms as torchcomms
-from hxcomm import bootstrap
+from hxcomm import bootstrap, inspection
 from hxcomm.torchcomms import recovery
 
 Run = Callable[..., list[Any]]
@@ -313,6 +313,35 @@ def leave_a_stopped_rank_out(rank: int, world_size: int, fence: str) -> Any:
 def test_no_group_is_made_while_a_rank_that_is_left_out_may_still_write(run_ranks: Run, fence: str) -> None:
     expect = {1: signal.SIGKILL} if fence == "kill" else None
     assert run_ranks(leave_a_stopped_rank_out, 3, fence, backend=None, expect=expect) == [[14], None, [14]]
+
+
+def leave_a_slow_rank_out(rank: int, world_size: int) -> Any:
+    """Rank 1 pauses between the entry of an all_reduce and its stores to its peers."""
+    if rank == 1:
+        os.environ["HXCOMM_FAILPOINT"] = "judged@1=pause:1500"
+    process = Process(rank, device="hx")
+    process.reconfigure(1, 0, 1, 2)
+    process.store.set(f"pid/{rank}", str(os.getpid()))
+    tensor = torch.full((50_000,), rank, dtype=torch.int64, device="hx")
+    if rank == 1:
+        with pytest.raises(hxcomm.AbortedError):
+            process.comm.all_reduce(tensor, SUM, False)
+        return process.store.set("resumed", "")
+    pid = int(process.store.get("pid/1"))
+    work = process.comm.all_reduce(tensor, SUM, True)
+    while not any(each.state == "running" for view in inspection.ranks_of(pid) for each in view.operations):
+        os.sched_yield()
+    process.comm.abort()
+    with pytest.raises(hxcomm.AbortedError):
+        work.wait()
+    process.reconfigure(2, 0, 2)
+    tensor.fill_(7)
+    process.store.wait(["resumed"])
+    return tensor.unique().tolist()
+
+
+def test_a_group_is_made_once_a_slow_rank_that_is_left_out_has_done_its_last_store(run_ranks: Run) -> None:
+    assert run_ranks(leave_a_slow_rank_out, 3, backend=None) == [[7], None, [7]]
 
 
 # --- who does not come ------------------------------------------------------------------------------------------------
