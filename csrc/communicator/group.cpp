@@ -256,6 +256,7 @@ void Group::leave() {
     advance(&finished, false);
     point_to_point_.fail_all(&finished);
     one_sided_.fail_all(&finished);
+    while (one_sided_.is_copying()) sched_yield();  // a put of another thread: who has left writes to nobody's memory
     // Not while abort() runs on another thread (the watcher's, say): it writes to the members' pages, and a peer that
     // sees us leave may give its page back.
     std::lock_guard no_abort(abort_mutex_);

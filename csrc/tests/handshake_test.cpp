@@ -218,6 +218,20 @@ std::string announced_death(int exit_status, const std::function<bool(const Chil
   return came ? peer->death : "no death was announced";
 }
 
+void a_knock_is_told_to_the_listeners_of_the_process_and_only_there() {
+  Endpoint a(kSegmentBytes), b(kSegmentBytes);
+  std::promise<const Peer*> heard;
+  bool heard_by_b = false;
+  a.subscribe([&](const Peer* who) { heard.set_value(who); });
+  b.subscribe([&](const Peer*) { heard_by_b = true; });
+  knock("hxcomm-where-nobody-lives");
+  knock(a.address());
+  std::future<const Peer*> who = heard.get_future();
+  const bool came = who.wait_for(std::chrono::milliseconds(kTimeoutMs)) == std::future_status::ready;
+  expect(came && who.get() == nullptr, "a knock, which is nobody's death");
+  expect(!heard_by_b, "nothing told elsewhere");
+}
+
 void a_killed_peers_death_is_announced_with_the_signals_name() {
   for (int signal : {SIGKILL, SIGTERM}) {
     const std::string death = announced_death(0, [&](const Child& child) { return kill(child.pid, signal) == 0; });
@@ -246,6 +260,8 @@ int main() {
       {"a host that never answers costs the timeout and no more",
        a_host_that_never_answers_costs_the_timeout_and_no_more},
       {"a host that is not hxcomm is refused", a_host_that_is_not_hxcomm_is_refused},
+      {"a knock is told to the listeners of the process and only there",
+       a_knock_is_told_to_the_listeners_of_the_process_and_only_there},
       {"a killed peer's death is announced with the signal's name",
        a_killed_peers_death_is_announced_with_the_signals_name},
       {"a peer that exits is announced with its status", a_peer_that_exits_is_announced_with_its_status},
