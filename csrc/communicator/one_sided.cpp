@@ -85,10 +85,12 @@ std::shared_ptr<Op> OneSided::post(OpPointer op) {
       miss(*op);
     if (group_.own().abort.is_set()) throw *group_.failure(nullptr);
     op->record = static_cast<int64_t>(group_.own().flight.open(*op));
-    if (copies)
+    if (copies) {
       window->copying.fetch_add(1, std::memory_order_relaxed);
-    else
+      copying_.fetch_add(1, std::memory_order_relaxed);
+    } else {
       begin(op, window, &finished);
+    }
   }
   if (copies) {
     // Without the lock: 16 MiB take milliseconds. close() waits for it.
@@ -97,10 +99,16 @@ std::shared_ptr<Op> OneSided::post(OpPointer op) {
           window->parts[static_cast<size_t>(op->call.root)].memory + op->call.offset * item_size(op->call.dtype),
           op->call.input[0].data, bytes_of(*op));
     window->copying.fetch_sub(1, std::memory_order_release);
+    copying_.fetch_sub(1, std::memory_order_release);
     end(op, nullptr, &finished);
   }
   group_.complete(finished);
   return op;
+}
+
+bool OneSided::is_copying() const {
+  const std::lock_guard lock(mutex_);  // a put either is counted by now, or finds the group ended
+  return copying_.load(std::memory_order_acquire) > 0;
 }
 
 void OneSided::begin(const OpPointer& op, const WindowPointer& window, Finished* finished) {
@@ -275,12 +283,6 @@ void OneSided::end(const OpPointer& op, std::unique_ptr<Error> error, Finished* 
 void OneSided::fail_all(Finished* finished) {
   const std::lock_guard lock(mutex_);
   drop_all(finished);
-}
-
-bool OneSided::is_copying() const {
-  const std::scoped_lock locks(mutex_, table_mutex_);
-  return std::any_of(table_.begin(), table_.end(),
-                     [](const auto& entry) { return entry.second->copying.load(std::memory_order_acquire) > 0; });
 }
 
 void OneSided::drop_all(Finished* finished) {

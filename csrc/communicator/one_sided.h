@@ -120,6 +120,7 @@ class OneSided {
   std::list<Wait> waits_;
   uint64_t opened_ = 0;           // windows so far: the next one's id is one more
   int64_t n_pending_ = 0;         // ops that have not ended
+  std::atomic<int> copying_{0};   // as is_copying(); counted up under the lock, and down without
   std::atomic<int64_t> busy_{0};  // these, and windows that ranks of other hosts may put into
 
   mutable std::mutex table_mutex_;  // taken last, also by the thread that pumps the wire
