@@ -63,13 +63,25 @@ class Calls:
 
     def __init__(self, comm: TorchComm) -> None:
         self.comm = comm
+        self._made_over = comm._open()
         self._batch: BatchSendRecv | None = None  # of plug-ins, between start_coalescing() and end_coalescing()
         self._started: list[TorchWork] = []
 
     @property
+    def is_current(self) -> bool:
+        """Whether the communicator is open and still has the group of ranks that this was made over."""
+        return self.comm._calls is self._made_over and not self.comm.is_aborted()
+
+    @property
     def native(self) -> Any:
-        """The backend in C++ that runs calls, or None. AbortedError or ValueError where the communicator is closed."""
+        """The backend in C++ that runs calls, or None. AbortedError or ValueError where the communicator is closed, or
+        has other ranks by now."""
         calls = self.comm._open()
+        if calls is not self._made_over:
+            raise ValueError(
+                f"this process group was made before communicator '{self.comm.get_name()}' was reconfigured, which has "
+                f"{self.comm.get_size()} ranks now: make the group, or the device mesh, again"
+            )
         return calls.process_group if isinstance(calls, Native) else None
 
     @property
@@ -101,8 +113,9 @@ class Calls:
         self.comm.abort()
 
     def shutdown(self) -> None:
-        """destroy_process_group() ends the communicator; harmless when it has ended."""
-        self.comm.finalize()
+        """destroy_process_group() ends the communicator; harmless when it has ended, or has other ranks by now."""
+        if self.comm._calls is self._made_over:
+            self.comm.finalize()
 
     def set_timeout(self, seconds: float) -> None:
         """Of calls from now on."""

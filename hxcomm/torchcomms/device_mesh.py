@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, _unregister_process_group
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed._mesh_layout import _MeshLayout
 from torch.distributed.device_mesh import DeviceMesh
 
 from hxcomm import c10d as backend
-from hxcomm.torchcomms.backend_wrapper import _BackendWrapper
+from hxcomm.torchcomms.backend_wrapper import Calls, _BackendWrapper
 
 if TYPE_CHECKING:
     from hxcomm.torchcomms.comm import TorchComm
@@ -140,24 +140,27 @@ def _register_backend(name: str) -> None:
 
 
 def _free(name: str) -> None:
-    """Forgets a group of that name whose communicator has ended."""
-    for group, known in list(c10d._world.pg_names.items()):
-        if known != name:
-            continue
-        comm = _comm_of(group)
-        if comm is None or comm.get_size() > 0:
+    """Forgets a group of that name whose communicator has ended, or has other ranks by now."""
+    world = c10d._world
+    for group in [group for group, known in world.pg_names.items() if known == name]:
+        calls = _calls_of(group)
+        if calls is None or calls.is_current:
             raise ValueError(f"there is a process group '{name}' already; destroy it, or choose another name")
-        if c10d._world.default_pg is group:
+        # Not destroy_process_group: it ends the communicator, which may live on after reconfigure().
+        if world.default_pg is group:
             c10d._update_default_pg(None)
-        dist.destroy_process_group(group)
+        for known in (world.pg_map, world.pg_names, world.pg_group_ranks, world.pg_backend_config):
+            del known[group]
+        world.tags_to_pg[world.pg_to_tag.pop(group)].remove(group)
+        _unregister_process_group(group.group_name)
 
 
-def _comm_of(group: dist.ProcessGroup) -> TorchComm | None:
+def _calls_of(group: dist.ProcessGroup) -> Calls | None:
+    """None where the group is not over a communicator."""
     for device in group._device_types:
-        under: Any = group._get_backend(device)
-        if hasattr(under, "get_comm"):
-            comm: TorchComm = under.get_comm()
-            return comm
+        calls = getattr(group._get_backend(device), "calls", None)
+        if isinstance(calls, Calls):
+            return calls
     return None
 
 
@@ -165,7 +168,7 @@ def _become_default(group: dist.ProcessGroup, rank: int, size: int) -> None:
     """A default group that is not over a communicator stays: it is the program's own. ValueError where it is another
     set of ranks."""
     current = c10d._world.default_pg
-    if current is None or _comm_of(current) is not None:
+    if current is None or _calls_of(current) is not None:
         c10d._update_default_pg(group)
     elif (current.rank(), current.size()) != (rank, size):
         raise ValueError(

@@ -189,3 +189,30 @@ def beside_a_default_group(rank: int, world_size: int) -> None:
 
 def test_the_default_group_of_a_program_stays_beside_a_mesh(rank_pool: Pool) -> None:
     rank_pool(2).run(beside_a_default_group)
+
+
+def reconfigured(rank: int, world_size: int) -> None:
+    """The same communicator with another order of ranks: the old mesh refuses, a new one of the same name works."""
+    from hxcomm.torchcomms import new_comm
+    from hxcomm.torchcomms.device_mesh import init_device_mesh
+
+    comm = new_comm("hxcomm", "cpu", "moving", abort_process_on_timeout_or_error=False, enable_reconfigure=True)
+    store: Any = comm.get_options().store
+    store.set(f"handle/{rank}", comm.get_init_handle())
+    handles = [store.get(f"handle/{each}").decode() for each in range(world_size)]
+    comm.reconfigure(1, handles).wait()
+    old = init_device_mesh((comm,), ("world",))
+    dist.barrier()
+    comm.reconfigure(2, handles[::-1]).wait()
+    with pytest.raises(ValueError, match="was made before communicator 'moving' was reconfigured, which has 2 ranks"):
+        dist.all_reduce(torch.ones(1), group=old.get_group())
+    mesh = init_device_mesh((comm,), ("world",))
+    assert (mesh.get_rank(), dist.get_rank()) == (1 - rank, 1 - rank)
+    gathered = [torch.empty(1) for _ in range(world_size)]
+    dist.all_gather(gathered, torch.tensor([float(rank)]))
+    assert [each.item() for each in gathered] == [1.0, 0.0]
+    dist.destroy_process_group()
+
+
+def test_a_mesh_is_made_again_after_reconfigure(run_ranks: Callable[..., list[object]]) -> None:
+    run_ranks(reconfigured, 2, backend=None)
