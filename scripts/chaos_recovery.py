@@ -167,6 +167,7 @@ class Reports:
         self.folder = folder
         self.said: dict[int, list[dict[str, Any]]] = {}
         self._read: dict[int, int] = {}
+        self._of: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
 
     def look(self, number: int) -> list[dict[str, Any]]:
         path = self.folder / str(number)
@@ -176,17 +177,14 @@ class Reports:
                 for line in iter(file.readline, ""):
                     if not line.endswith("\n"):
                         break
-                    self.said.setdefault(number, []).append(json.loads(line))
+                    event = json.loads(line)
+                    self.said.setdefault(number, []).append(event)
+                    self._of.setdefault((event["event"], event.get("cycle", -1)), {})[number] = event
                     self._read[number] = self._read.get(number, 0) + len(line)
         return self.said.get(number, [])
 
     def of(self, event: str, cycle: int) -> dict[int, dict[str, Any]]:
-        return {
-            number: each
-            for number, events in self.said.items()
-            for each in events
-            if each["event"] == event and each.get("cycle") == cycle
-        }
+        return self._of.get((event, cycle), {})
 
 
 def run_cycles(cycles: int, ranks: int, seed: int) -> tuple[str, int]:
