@@ -173,7 +173,7 @@ def _name(op: Operation) -> str:
     if not op.is_message:
         return op.op
     peer = "any rank" if op.root is None else f"rank {op.root}"
-    return f"{op.op} {'to' if op.op == 'send' else 'from'} {peer}"
+    return f"{op.op} {'from' if op.op in ('recv', 'wait_signal') else 'to'} {peer}"
 
 
 def _size(nbytes: int) -> str:

@@ -86,7 +86,7 @@ class OneSided {
   };
 
   WindowPointer find(uint64_t id) const;
-  WindowPointer make(const WindowRequest& request);
+  WindowPointer make(WindowRequest& request);
   std::vector<std::byte> exchange(const void* mine, size_t nbytes, int64_t timeout_ns);
   void bind(Window& window, size_t rank, uint64_t offset, uint64_t count, uint64_t signals_offset,
             const int64_t* extents, size_t n_dims);

@@ -101,14 +101,19 @@ std::string WindowMemory::store(uint64_t offset_bytes, const std::byte* data, si
   return "";
 }
 
-OneSided::WindowPointer OneSided::make(const WindowRequest& request) {
+// A window of this rank alone. Where there is no memory for its signals, that is the request's problem from now on.
+OneSided::WindowPointer OneSided::make(WindowRequest& request) {
   const auto n = static_cast<size_t>(group_.world_size());
   auto window = std::make_shared<Window>(n);
   window->dtype = request.dtype;
   window->device = request.device;
-  window->own_signals_offset = group_.endpoint_->segment().allocate(n * sizeof(SignalLine));
+  try {
+    window->own_signals_offset = group_.endpoint_->segment().allocate(n * sizeof(SignalLine));
+  } catch (const Error& error) {
+    if (request.problem.empty()) request.problem = error.message();
+  }
   std::byte* lines = group_.segments_[static_cast<size_t>(group_.rank())] + window->own_signals_offset;
-  for (size_t r = 0; r < n; ++r) new (lines + r * sizeof(SignalLine)) SignalLine{};
+  for (size_t r = 0; r < n && window->own_signals_offset > 0; ++r) new (lines + r * sizeof(SignalLine)) SignalLine{};
   window->own_signals = reinterpret_cast<SignalLine*>(lines);
   Window::Part& own = window->parts[static_cast<size_t>(group_.rank())];
   own.memory = request.data;
@@ -149,14 +154,13 @@ std::vector<std::byte> OneSided::exchange(const void* mine, size_t nbytes, int64
 std::shared_ptr<Window> OneSided::open(const WindowRequest& request) {
   group_.refuse_after_fork();
   const auto me = static_cast<size_t>(group_.rank());
-  std::string problem = request.problem;
+  WindowRequest checked = request;
+  std::string& problem = checked.problem;
   const std::byte* first = group_.segments_[me];
   const uint64_t nbytes = request.count * item_size(request.dtype);
   if (problem.empty() && request.count > 0 &&
       (request.data < first || request.data + nbytes > first + group_.segment_bytes_[me]))
     problem = "a window's tensor does not lie in this process's segment, which its peers map";
-  WindowRequest checked = request;
-  checked.problem = problem;
   const WindowPointer window = make(checked);
   Registration mine = registration_of(request, *window, first);
   if (!problem.empty()) refuse(mine, problem);
@@ -293,6 +297,7 @@ void OneSided::withdraw(const WindowPointer& window, bool peers_are_done) {
   window->memory.close();
   if (group_.crossing_) count_open_window(-1);
   const size_t nbytes = static_cast<size_t>(group_.world_size()) * sizeof(SignalLine);
+  if (window->own_signals_offset == 0) return;
   if (peers_are_done)
     group_.endpoint_->segment().release(window->own_signals_offset, nbytes);
   else

@@ -57,7 +57,7 @@ struct Window {
   DeviceKind device = DeviceKind::cpu;
   std::vector<Part> parts;                 // by rank; what changes in them, but `taken`, is under OneSided::mutex_
   SignalLine* own_signals = nullptr;       // by destination, in this rank's segment
-  uint64_t own_signals_offset = 0;         // there
+  uint64_t own_signals_offset = 0;         // there; 0: none
   std::unique_ptr<SignalLine[]> mirrored;  // by source: signals of ranks of other hosts
   WindowMemory memory;
   std::atomic<int> copying{0};  // puts of this rank that are being copied

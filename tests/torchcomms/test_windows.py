@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torchcomms.windows import communicator, error_of, works, zeros
 
-from hxcomm import torchcomms
+from hxcomm import bootstrap, torchcomms
 from hxcomm.torchcomms import TorchCommWinAccessType
 
 DEVICES = ("cpu", "hx")
@@ -263,6 +264,29 @@ def test_memory_of_a_window_is_not_used_again_while_peers_may_write(rank_pool: P
     assert rank_pool(1).run(keep_after_abort) == [(True, False)]
     found = rank_pool(2).run(keep_after_abort)
     assert (False, False) in found
+
+
+def come_and_go(rank: int, world_size: int) -> list[int]:
+    """What the process holds after each hundred windows: bytes of its chip, of its segment, descriptors, maps."""
+    held = []
+    process = bootstrap.runtime()
+    with communicator("hx", "come and go") as comm:
+        for _ in range(4):
+            for turn in range(100):
+                window = comm.new_window(torch.zeros(1000, device="hx"))
+                view = window.map_remote_tensor(1 - rank)
+                window.put(torch.ones(1000, device="hx"), 1 - rank, 0, turn % 2 == 0)
+                window.tensor_deregister()
+                del view
+            comm.barrier(False)
+            held += [torch.hx.memory_allocated(), process.allocated_bytes]
+            held += [len(list(Path("/proc/self/fd").iterdir())), len(Path("/proc/self/maps").read_text().splitlines())]
+    return held
+
+
+def test_windows_that_have_ended_leave_nothing_behind(rank_pool: Pool) -> None:
+    for held in rank_pool(2).run(come_and_go):
+        assert held[4:8] == held[8:12] == held[12:16]
 
 
 def not_owned(rank: int, world_size: int) -> bool:
