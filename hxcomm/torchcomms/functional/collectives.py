@@ -29,7 +29,6 @@ DIFFERENTIABLE = (
     "all_to_all_single",
     "all_to_all_v_single",
     "all_to_all",
-    "scatter",
 )
 
 

@@ -7,7 +7,8 @@ operation then changes. `numbers` are root, peer or splits, `kind`, `factor` and
 An operation with async_op runs on when its operator has returned. The results are then stand-ins, of the right shape
 and without memory: the ticket tells `wait` whose results to return. So nothing in a graph, a copy for instance, can
 touch them before. Operators are ordered effects: a graph keeps their order, which is the same on every rank. Gradients
-of collectives are collectives: every rank's backward pass must come to them.
+of collectives are collectives: every rank's backward pass must come to them (so in a broadcast the other
+ranks' tensors must require a gradient).
 """
 
 from __future__ import annotations
@@ -133,10 +134,6 @@ def _of_all_to_all(way: str) -> Callable[[Backward, Grads], Grads]:
     return gradient
 
 
-def _of_scatter(call: Backward, grads: Grads) -> Grads:
-    return call.run("gather", grads, call.like_given(grads), call.numbers)
-
-
 def _batch(call: Call) -> Any:
     batch, given, into = call.comm.batch_op_create(), iter(call.given), iter(call.into)
     for number in call.numbers:
@@ -185,7 +182,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "all_to_all_v_single": Operator(_split, _of_all_to_all("all_to_all_v_single")),
     "all_to_all": Operator(lambda c: c.comm.all_to_all(c.into, c.given, **c.rest), _of_all_to_all("all_to_all")),
-    "scatter": Operator(lambda c: c.comm.scatter(c.into[0], c.given, c.numbers[0], **c.rest), _of_scatter),
+    "scatter": Operator(lambda c: c.comm.scatter(c.into[0], c.given, c.numbers[0], **c.rest)),
     "gather": Operator(lambda c: c.comm.gather(c.into, c.given[0], c.numbers[0], **c.rest)),
     "gather_single": Operator(
         lambda c: c.comm.gather_single(c.into[0] if c.into else c.given[0], c.given[0], c.numbers[0], **c.rest)
@@ -247,18 +244,19 @@ def _define(name: str, operator: Operator) -> None:
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         comm, given, like, numbers, kind, factor, scale, _, hints, _ = inputs
         ctx.call = comm, [each.shape for each in given], list(numbers), kind, factor
-        ctx.lengths = len(like), len(numbers), len(hints)  # the gradient of a list is a list
+        # What torch takes as gradients: a list for a list of tensors or an empty one, else None.
+        ctx.none = [None] * len(like), None if numbers else [], None if hints else []
         ctx.save_for_backward(scale)
 
     def backward(ctx: Any, grads: Grads, _: Any) -> tuple[Any, ...]:
         comm, given, numbers, kind, factor = ctx.call
         if operator.gradient is None:
             raise NotImplementedError(
-                f"{name} has no gradient: the backward passes of the other ranks would have to take part in it"
+                f"{name} has no gradient: ranks whose tensors are not read, or not written, have no backward pass"
             )
         call = Backward(comm, name, given, numbers, kind, factor, ctx.saved_tensors[0])
         found = operator.gradient(call, [grad.contiguous() for grad in grads])
-        like, whole, words = ([None] * length for length in ctx.lengths)
+        like, whole, words = ctx.none
         return None, found, like, whole, None, None, None, None, words, None
 
     _library.define(name + ARGUMENTS, tags=[torch.Tag.pt2_compliant_tag])
