@@ -58,7 +58,7 @@ class PythonWork final : public c10d::Work {
 
 }  // namespace
 
-// An op that the communicator's hooks see: before() here, after() when it was issued well.
+// An op that the communicator's hooks see: before() here, after(work) when it was issued well.
 struct CommunicatorBackend::Seen {
   Seen(const CommunicatorBackend& backend, const char* op, const List& inputs, const List& outputs, int peer,
        bool async_op) {
@@ -76,7 +76,7 @@ struct CommunicatorBackend::Seen {
   WorkPtr issued(WorkPtr work) {
     if (after) {
       py::gil_scoped_acquire gil;
-      after();
+      after(work);
     }
     return work;
   }

@@ -91,8 +91,9 @@ class Calls:
 
     def before(
         self, op: str, inputs: list[Tensor], outputs: list[Tensor], peer: int, async_op: bool
-    ) -> Callable[[], None]:
-        """Runs the pre hooks of an operation that `native` then runs. Returns what runs the post hooks."""
+    ) -> Callable[[Any], None]:
+        """Runs the pre hooks of an operation that `native` then runs. Returns what runs the post hooks, of its c10d
+        Work."""
         name, hooks = OpName[op], self.comm._hooks
         each = list(zip(inputs, outputs, strict=True)) if name in _ONE_EACH and len(outputs) > 1 else None
         ids = []
@@ -100,9 +101,10 @@ class Calls:
             ids.append(next(self.comm._op_ids))
             hooks.pre(name, ids[-1], _HOOK_ARGS[name](given, taken, peer, async_op))
 
-        def after() -> None:
+        def after(handle: Any) -> None:
+            work = TorchWork(handle) if async_op else DONE
             for op_id in ids:
-                hooks.post(op_id, POST_HOOK_ARGS[name](DONE))
+                hooks.post(op_id, POST_HOOK_ARGS[name](work))
 
         return after
 
