@@ -166,6 +166,34 @@ def test_hooks_of_the_communicator_see_the_calls_that_torch_makes(rank_pool: Poo
         assert [op_id for _, op_id in before] == after == sorted(set(after))
 
 
+def works_of_hooks(rank: int, world_size: int) -> list[str]:
+    from hxcomm.torchcomms import WorkStatus
+    from hxcomm.torchcomms.device_mesh import init_device_mesh
+
+    comm = communicator("cpu")
+    init_device_mesh((comm,), ("world",))
+    told: list[Any] = []
+    handle = comm.register_post_hook(lambda op_id, args: told.append(args.work))
+    blocking = torch.ones(2)
+    dist.all_reduce(blocking)
+    assert told[0].status is WorkStatus.COMPLETED
+    received = torch.empty(1)
+    receive = dist.irecv(received, src=1 - rank)
+    assert told[1].status is WorkStatus.INPROGRESS
+    dist.barrier()  # the other one has looked, too
+    dist.send(torch.ones(1), dst=1 - rank)
+    told[1].wait()
+    assert (told[1].status, received.item()) == (WorkStatus.COMPLETED, 1.0)
+    receive.wait()  # type: ignore[union-attr]
+    handle.remove()
+    dist.destroy_process_group()
+    return [type(each).__name__ for each in told]
+
+
+def test_post_hooks_of_asynchronous_calls_get_the_work_that_is_under_way(rank_pool: Pool) -> None:
+    assert rank_pool(2).run(works_of_hooks, backend=None) == [["TorchWork"] * 4] * 2
+
+
 def ends(rank: int, world_size: int) -> list[str]:
     from hxcomm.torchcomms.device_mesh import _create_torchcomm_process_group
 
