@@ -360,9 +360,13 @@ def test_recorders_share_their_entries_unless_isolated(no_shared_recorder: None)
     assert (first.is_enabled(), second.is_enabled()) == (True, False)
 
 
-def test_a_recorder_of_no_entries_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_entries is 0"):
-        FlightRecorderHook(0, isolated=True)
+def test_a_recorder_of_no_entries_records_nothing() -> None:
+    nothing, comm = FlightRecorderHook(0), SilentComm(0, 1)
+    nothing.register_with_comm(comm)
+    comm.call(OpName.barrier)
+    assert (nothing.is_enabled(), nothing.size()) == (False, 0)
+    with pytest.raises(ValueError, match="max_entries is -1"):
+        FlightRecorderHook(-1, isolated=True)
 
 
 def test_a_communicator_may_be_registered_before_it_has_a_group(

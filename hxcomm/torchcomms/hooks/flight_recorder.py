@@ -155,8 +155,8 @@ class _Recorder:
     """The last operations of this process, and the groups they belong to."""
 
     def __init__(self, max_entries: int) -> None:
-        if max_entries < 1:
-            raise ValueError(f"max_entries is {max_entries}, a recorder needs at least 1")
+        if max_entries < 0:
+            raise ValueError(f"max_entries is {max_entries}, a recorder cannot keep fewer than none")
         self.lock = threading.RLock()  # seeing an end runs what others asked to be told of it
         self.entries: deque[_Entry] = deque(maxlen=max_entries)
         self.running: deque[_Entry] = deque(maxlen=max_entries)
@@ -350,7 +350,8 @@ class FlightRecorderHook:
 
     Args:
         max_entries: how many operations are kept. Recorders of one process that are not isolated share their entries,
-            and the first of them says how many.
+            and the first of them says how many. 0: this one records nothing, which is what torch.distributed asks for
+            where nothing else is set.
         isolated: keeps this recorder's entries apart.
 
     An entry is "scheduled" when its call begins, "started" when it has been issued, "completed" when its work has
@@ -364,12 +365,14 @@ class FlightRecorderHook:
     """
 
     def __init__(self, max_entries: int = 2048, isolated: bool = False) -> None:
-        self._recorder = _Recorder(max_entries) if isolated else _shared_recorder(max_entries)
+        alone = isolated or max_entries == 0
+        self._recorder = _Recorder(max_entries) if alone else _shared_recorder(max_entries)
         self._handles: list[RemovableHandle] = []
 
     def register_with_comm(self, comm: Any) -> None:
         """Records every operation of this communicator from now on."""
-        self._register(comm, None)
+        if self._recorder.entries.maxlen:
+            self._register(comm, None)
 
     def _register(self, comm: Any, group: _Group | None) -> None:
         """group: that of a split, whose ranks only this recorder knows."""
