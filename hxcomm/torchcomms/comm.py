@@ -381,9 +381,12 @@ class TorchComm(Operations):
         op_id = next(self._op_ids)
         if self._hooks:
             self._hooks.pre(OpName.new_window, op_id, args.NewWindowPreHookArgs())
-        window = TorchCommWindow(self)
-        if tensor is not None:
-            window.tensor_register(tensor)
+        if self._backend == BACKEND:
+            window = TorchCommWindow(self)
+            if tensor is not None:
+                window.tensor_register(tensor)
+        else:
+            window = self._plugged().new_window(tensor)
         if self._hooks:
             self._hooks.post(op_id, args.NewWindowPostHookArgs(window))
         return window
