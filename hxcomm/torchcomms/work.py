@@ -56,8 +56,13 @@ class TorchWork:
         done = getattr(self._handle, "is_completed", None)
         if done is None or not done():
             return False
-        error = getattr(self._handle, "exception", lambda: None)()
-        self._set_status(WorkStatus.COMPLETED if error is None else _status_of(error))
+        assert self._handle is not None
+        try:
+            self._handle.wait()  # it has ended, so this says only how
+        except Exception as error:
+            self._set_status(_status_of(error))
+        else:
+            self._set_status(WorkStatus.COMPLETED)
         return True
 
     def wait(self) -> None:

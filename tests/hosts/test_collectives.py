@@ -58,6 +58,19 @@ def test_tensors_of_device_hx_are_sent_as_those_of_the_cpu(network: Networks, la
         assert problem == "" and passed > 40
 
 
+@pytest.mark.ranks
+@pytest.mark.parametrize(("layout", "device"), [((1, 2), "cpu"), ((2, 1), "hx:0")])
+def test_a_communicator_keeps_its_promises_across_hosts(
+    network: Networks, layout: tuple[int, ...], device: str
+) -> None:
+    patterns = ["results/*[[]float32*", "results/large", "results/zero_elements", "results/premul_factor"]
+    patterns += ["semantics/*", "point_to_point/*", "misuse/*"]
+    for passed, problem in network(2).run_ranks(
+        run_cases, layout, device, 20.0, patterns, "torchcomms", env=ENV, op_timeout_s=20, timeout_s=120
+    ):
+        assert problem == "" and passed > 70
+
+
 # --- which way a group's ranks take ---
 
 
