@@ -194,6 +194,34 @@ def test_post_hooks_of_asynchronous_calls_get_the_work_that_is_under_way(rank_po
     assert rank_pool(2).run(works_of_hooks, backend=None) == [["TorchWork"] * 4] * 2
 
 
+def refusing_hook(rank: int, world_size: int) -> list[float]:
+    from torch.distributed import _functional_collectives as functional
+
+    from hxcomm.torchcomms.device_mesh import init_device_mesh
+    from hxcomm.torchcomms.hooks import NanCheckHook
+
+    comm = communicator("cpu")
+    mesh = init_device_mesh((comm,), ("world",))
+    check = NanCheckHook()
+    check.register_with_comm(comm)
+    wrong, right = torch.tensor([float("nan")]), torch.ones(1)
+    for call in (
+        lambda: dist.all_reduce(wrong),
+        lambda: functional.all_reduce(wrong, "sum", mesh),
+        lambda: dist.all_gather_into_tensor(torch.empty(world_size), wrong),
+    ):
+        with pytest.raises(RuntimeError, match=f"on rank {rank} of communicator 'world' holds NaN"):
+            call()
+    dist.all_reduce(right)
+    check.unregister()
+    dist.destroy_process_group()
+    return right.tolist()
+
+
+def test_a_hook_that_refuses_a_call_of_torch_is_heard_and_nothing_is_sent(rank_pool: Pool) -> None:
+    assert rank_pool(2).run(refusing_hook, backend=None) == [[2.0], [2.0]]
+
+
 def ends(rank: int, world_size: int) -> list[str]:
     from hxcomm.torchcomms.device_mesh import _create_torchcomm_process_group
 
