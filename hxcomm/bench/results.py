@@ -48,6 +48,9 @@ class ZmqProbe:
     gbps: float
 
 
+TORCHCOMM = "torchcomm"  # the name of hxcomm measured through its own API
+
+
 @dataclass
 class Report:
     """Everything of one run."""
@@ -82,11 +85,16 @@ class Report:
         return theirs.p50_us / ours.p50_us if ours and theirs and ours.p50_us > 0 else None
 
     def floor_ratio(self, op: str, nbytes: int) -> float | None:
-        """(time - what c10d costs with a backend that does nothing) / the transfers alone, by medians."""
+        """(time - what c10d costs with a backend that does nothing) / the transfers alone, by medians. Calls that do
+        not go through c10d are taken as they are."""
         ours, nothing, floor = self.row(self.backend, op, nbytes), self.row("nothing", op, nbytes), self.floor(nbytes)
         if op != "all_reduce" or not (ours and nothing and floor) or floor.transfers_us <= 0:
             return None
-        return (ours.p50_us - nothing.p50_us) / floor.transfers_us
+        return (ours.p50_us - (nothing.p50_us if self.by_c10d else 0)) / floor.transfers_us
+
+    @property
+    def by_c10d(self) -> bool:
+        return self.backend != TORCHCOMM
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")

@@ -19,13 +19,12 @@ import torch.distributed as dist
 from hxcomm.bench import arguments, plot, table
 from hxcomm.bench.arguments import Settings, UsageError
 from hxcomm.bench.operations import OPERATIONS, Buffers, Case, Group, case_of, count_wrong
-from hxcomm.bench.results import Report, Row, bandwidths
+from hxcomm.bench.results import TORCHCOMM, Report, Row, bandwidths
 from hxcomm.bench.timing import Times, measure, over_ranks
 from hxcomm.c10d import BACKEND
 from hxcomm.torchcomms import new_comm
 
 NOTHING = "nothing"
-TORCHCOMM = "torchcomm"  # hxcomm through its own API
 # A backend that hangs ends the run after this long instead of torch's half hour.
 TIMEOUT = datetime.timedelta(seconds=120)
 Prepared = TypeVar("Prepared")

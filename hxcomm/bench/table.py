@@ -58,9 +58,8 @@ def summary(report: Report) -> str:
         ]
     ratio = report.floor_ratio("all_reduce", 16 << 10)
     if ratio is not None:
-        lines.append(
-            f"all_reduce of 16 KiB: (time - a do-nothing backend's time) / floor = {ratio:.2f} by medians (target 1.5)"
-        )
+        time = "(time - a do-nothing backend's time)" if report.by_c10d else "time"
+        lines.append(f"all_reduce of 16 KiB: {time} / floor = {ratio:.2f} by medians (target 1.5)")
     n_wrong = report.n_wrong()
     verdict = "all results are right" if report.rows else "nothing was measured"
     lines.append(f"WRONG RESULTS: {n_wrong} elements" if n_wrong else verdict)
