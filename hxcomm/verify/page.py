@@ -36,7 +36,8 @@ pre { font: 12.5px/1.4 ui-monospace, monospace; white-space: pre-wrap; overflow-
 def html(report: Report) -> str:
     """The whole page."""
     sizes = sorted({each.ranks for each in report.results})
-    title = f"hxcomm verify: {report.backend} on {report.device}"
+    api = "" if report.api == "c10d" else f", by the API of {report.api}"
+    title = f"hxcomm verify: {report.backend} on {report.device}{api}"
     found = len(report.failed())
     verdict = f"{found or 'None'} of {len(report.results)} cases failed."
     parts = [

@@ -181,6 +181,8 @@ def abort(context: Context) -> None:
     if context.rank == 0:
         comm.abort()
         context.expect(comm.is_aborted() and ran == [1], f"is_aborted() {comm.is_aborted()}, abort hooks ran {ran}")
+        context.tell("aborted")
+    context.await_key("aborted")  # or the last rank's next call would meet the pending one, and differ from it
     if work is not None:
         context.raises(work.wait, "work that was pending at abort()")
     context.raises(lambda: comm.all_reduce(mine(context), SUM, False), "all_reduce after abort()")
