@@ -45,8 +45,11 @@ Planner planner_from(py::function function) {
   return [held](const ChoiceKey& key) {
     const py::gil_scoped_acquire gil;
     try {
-      const py::object answer = (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root,
-                                        key.nbytes, py::arg("mapped") = key.mapped, py::arg("hints") = key.hints);
+      py::dict more;  // what a simple planner need not know
+      if (key.mapped) more["mapped"] = true;
+      if (key.hints != 0) more["hints"] = key.hints;
+      const py::object answer =
+          (*held)(op_name(key.op), dtype_name(key.dtype), reduce_op_name(key.reduce_op), key.root, key.nbytes, **more);
       const auto pair = answer.cast<std::pair<std::shared_ptr<Plan>, uint64_t>>();
       return Choice{pair.first, pair.second};
     } catch (py::error_already_set& error) {

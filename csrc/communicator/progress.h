@@ -18,6 +18,8 @@ namespace hxcomm {
 
 class Group;
 
+// Whoever makes one calls stop_background() before giving it up: the thread holds a group while it advances it, and a
+// group that it is the last to hold would end the thread from within.
 class Progress {
  public:
   explicit Progress(std::shared_ptr<Endpoint> endpoint) : endpoint_(std::move(endpoint)) {}

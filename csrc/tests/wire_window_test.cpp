@@ -73,6 +73,7 @@ struct Pair {
   }
   ~Pair() {
     for (const auto& group : groups) group->leave();
+    for (const auto& each : progress) each->stop_background();  // or its thread may be the last to hold its group
   }
   static size_t at(int rank) { return static_cast<size_t>(rank); }
   Wire& wire(int rank) { return *endpoints[at(rank)]->wire(); }

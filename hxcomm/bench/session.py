@@ -6,6 +6,7 @@ so that the backends under test, gloo among them, are all used alike: each as a 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shlex
@@ -207,6 +208,8 @@ def under_torchrun(program: str, prepare: Callable[[], Prepared], run: Callable[
     except UsageError as error:
         if dist.get_rank() == 0:
             print(f"{program}: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):  # a rank that leaves while another one still connects breaks gloo there
+            dist.monitored_barrier(timeout=datetime.timedelta(seconds=5))
         return 2
     finally:
         dist.destroy_process_group()

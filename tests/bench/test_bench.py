@@ -213,7 +213,7 @@ def test_what_a_backend_refuses_is_left_out_and_said(rank_pool: Pool) -> None:
     ("words", "advice"),
     [
         ("--sizes x", "'x': not a size"),
-        ("--backend gllo", "torch.distributed has no backend 'gllo' here; it has gloo, hxcomm, nothing"),
+        ("--backend gllo", "torch.distributed has no backend 'gllo' here; it has gloo, hxcomm, torchcomm, nothing"),
     ],
 )
 def test_a_wrong_command_line_is_said_once_by_rank_0(words: str, advice: str, rank_pool: Pool) -> None:

@@ -65,13 +65,13 @@ def test_the_table_of_peers_takes_medians_of_rounds_and_the_better_mpi() -> None
         ("mpich", 4096): [6.0],
         ("openmpi", 4096): [5.0],
     }
-    lines = load("bench_peers").markdown(times, 2, 3).splitlines()
+    lines = load("bench_peers").markdown(times, 2, 3, "hxcomm").splitlines()
     assert lines[2] == "| bytes | hxcomm | gloo | mpich | openmpi | gloo / hxcomm | better MPI / hxcomm |"
     assert lines[4] == "| 4096 | 2.0 | 100.0 | 6.0 | 5.0 | 50.0x | 2.50x |"
 
 
 def test_the_table_of_peers_says_which_are_not_installed() -> None:
-    table = load("bench_peers").markdown({("hxcomm", 64): [1.0], ("gloo", 64): [3.0]}, 2, 1)
+    table = load("bench_peers").markdown({("hxcomm", 64): [1.0], ("gloo", 64): [3.0]}, 2, 1, "hxcomm")
     assert "Not installed here: mpich, openmpi" in table
     assert "better MPI" not in table
 
