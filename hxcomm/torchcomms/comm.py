@@ -25,7 +25,7 @@ from hxcomm.torchcomms.backend import PlugIn, TorchCommBackend, get_mem_allocato
 from hxcomm.torchcomms.batch import BatchSendRecv, P2POp, P2POpType
 from hxcomm.torchcomms.hints import number_of
 from hxcomm.torchcomms.hook_args import Hooks, OpName, PostHookArgs, PreHookArgs, RemovableHandle
-from hxcomm.torchcomms.native import BACKEND, Native
+from hxcomm.torchcomms.native import BACKEND, Native, milliseconds
 from hxcomm.torchcomms.operations import Hints, Operations
 from hxcomm.torchcomms.options import CommOptions, InitHandle
 from hxcomm.torchcomms.work import DONE, Together, TorchWork
@@ -181,8 +181,7 @@ class TorchComm(Operations):
     def set_timeout(self, timeout: timedelta) -> None:
         """Of calls from now on that do not give their own."""
         calls = self._open()
-        if timeout <= timedelta(0):
-            raise ValueError(f"a timeout of {timeout.total_seconds()} s; it must be positive")
+        milliseconds(timeout)  # raises where it is none
         if isinstance(calls, Native):
             calls.process_group.set_timeout(timeout)
         else:
@@ -290,11 +289,18 @@ class TorchComm(Operations):
         timeout: timedelta | None,
     ) -> TorchWork:
         calls = self._open()
+
+        def start() -> Any:
+            try:
+                return calls.call(op, operands, async_op, hints, timeout)
+            except TypeError as error:
+                raise self._wrong_types(error, op, (*operands, async_op)) from None
+
         if not self._hooks:
-            return self._started(lambda: calls.call(op, operands, async_op, hints, timeout))
+            return self._started(start)
         op_id = next(self._op_ids)
         self._hooks.pre(op, op_id, hook())
-        work = self._started(lambda: calls.call(op, operands, async_op, hints, timeout))
+        work = self._started(start)
         self._hooks.post(op_id, args.POST_HOOK_ARGS[op](work))
         return work
 
@@ -465,8 +471,7 @@ def new_comm(
     options = CommOptions(
         enable_reconfigure=enable_reconfigure, **{field: value for field, value in given.items() if value is not None}
     )
-    if options.timeout <= timedelta(0):
-        raise ValueError(f"new_comm: a timeout of {options.timeout.total_seconds()} s; it must be positive")
+    milliseconds(options.timeout)  # raises where it is none
     where = torch.device(device)
     if enable_reconfigure and backend != BACKEND:
         raise NotImplementedError(f"new_comm(enable_reconfigure=True): backend {backend!r} cannot be reconfigured")

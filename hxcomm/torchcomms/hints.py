@@ -21,6 +21,8 @@ def number_of(hints: Mapping[str, str] | None) -> int:
     """What the communicator knows these hints by. ValueError where one is unknown or wrong."""
     if not hints:
         return 0
+    if not isinstance(hints, Mapping):
+        raise TypeError(f"hints are a dict of text to text, not {hints!r}")
     for name, value in hints.items():
         if name not in KNOWN:
             known = "; ".join(f"{each}: {meaning}" for each, meaning in KNOWN.items())

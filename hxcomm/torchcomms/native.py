@@ -21,9 +21,11 @@ def milliseconds(timeout: timedelta | None) -> int:
     """As the C++ front end takes a timeout; -1: the communicator's. ValueError where it is not positive."""
     if timeout is None:
         return -1
+    if not isinstance(timeout, timedelta):
+        raise TypeError(f"a timeout is a datetime.timedelta, not {timeout!r}")
     result = round(timeout.total_seconds() * 1e3)
     if result < 1:
-        raise ValueError(f"a timeout of {timeout.total_seconds()} s; it must be at least 1 ms")
+        raise ValueError(f"a timeout of {timeout.total_seconds()} s; it must be positive, at least 1 ms")
     return result
 
 

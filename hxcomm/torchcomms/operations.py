@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
@@ -50,6 +51,15 @@ class Operations(metaclass=_Opaque):
     def _failed(self, error: Exception) -> Exception:
         """What to raise for an error of a call."""
 
+    def _wrong_types(self, error: TypeError, op: OpName, given: tuple[Any, ...]) -> TypeError:
+        """What the C++ front end says of arguments that it cannot take, in the words of the method."""
+        if "incompatible function arguments" not in str(error):
+            return error
+        parameters = list(inspect.signature(getattr(Operations, op.name)).parameters.values())[1:]
+        takes = ", ".join(f"{each.name}: {each.annotation}" for each in parameters)
+        types = ", ".join(type(each).__name__ for each in given)
+        return TypeError(f"{op.name} takes ({takes}), and was called with ({types}) on rank {self.get_rank()}")
+
     @abstractmethod
     def _check_self(self, sends: int, receives: int, async_op: bool) -> None:
         """ValueError where a blocking call would wait for this rank itself."""
@@ -78,6 +88,8 @@ class Operations(metaclass=_Opaque):
         if hints is None and timeout is None and (shortest := self._all_reduce) is not None:
             try:
                 handle = shortest(tensor, op, async_op, 0, -1)
+            except TypeError as error:
+                raise self._wrong_types(error, OpName.all_reduce, (tensor, op, async_op)) from None
             except Exception as error:
                 raise self._failed(error) from None
             return DONE if handle is None else self._started(lambda: handle)

@@ -245,6 +245,39 @@ def test_a_blocking_send_to_oneself_needs_a_receive_that_was_started(run_ranks: 
         assert message.startswith(f"rank {rank} of 'main': a blocking send with itself, and no recv was started before")
 
 
+# --- arguments of wrong types ---
+
+
+def wrong_types(rank: int, world_size: int) -> list[str]:
+    comm = joined()
+    x = torch.ones(3)
+    calls: list[Callable[[], Any]] = [
+        lambda: comm.all_reduce(x, "sum", False),  # type: ignore[arg-type]
+        lambda: comm.broadcast([1, 2], 0, False),  # type: ignore[arg-type]
+        lambda: comm.all_reduce(x, SUM, False, timeout=5),  # type: ignore[arg-type]
+        lambda: comm.all_reduce(x, SUM, False, hints="ring"),  # type: ignore[arg-type]
+    ]
+    said = []
+    for call in calls:
+        with pytest.raises(TypeError) as raised:
+            call()
+        said.append(str(raised.value))
+    comm.all_reduce(x, SUM, False)
+    assert x[0] == world_size
+    comm.finalize()
+    return said
+
+
+def test_arguments_of_wrong_types_are_said_in_the_words_of_the_method(run_ranks: Run) -> None:
+    for rank, said in enumerate(run_ranks(wrong_types, 2, backend=None)):
+        operation, moving, timeout, hint = said
+        assert operation.startswith("all_reduce takes (tensor: torch.Tensor, op: ReduceOp, async_op: bool")
+        assert operation.endswith(f"and was called with (Tensor, str, bool) on rank {rank}")
+        assert moving.startswith("broadcast takes (tensor: ") and "called with (list, int, bool)" in moving
+        assert timeout == "a timeout is a datetime.timedelta, not 5"
+        assert hint == "hints are a dict of text to text, not 'ring'"
+
+
 # --- the shape of the API ---
 
 
