@@ -8,6 +8,7 @@ fingerprint, and a difference raises MismatchError before a byte moves. Knows no
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -79,15 +80,17 @@ class Hints:
 _NO_HINTS = Hints()
 _hint_numbers: dict[Hints, int] = {_NO_HINTS: 0}
 _hints = [_NO_HINTS]
+_hints_lock = threading.Lock()
 
 
 def hint_number(hints: Hints) -> int:
     """The number of these hints in this process, which a call carries. Numbers may differ by rank: what is compared
     between ranks is the choice."""
-    if hints not in _hint_numbers:
-        _hints.append(hints)
-        _hint_numbers[hints] = len(_hints) - 1
-    return _hint_numbers[hints]
+    with _hints_lock:
+        if hints not in _hint_numbers:
+            _hints.append(hints)
+            _hint_numbers[hints] = len(_hints) - 1
+        return _hint_numbers[hints]
 
 
 Selector = Callable[[str, int, str, Layout, "str | None"], "str | None"]
@@ -170,7 +173,7 @@ class Planner:
     group: str
     overrides: Mapping[str, str]
     segment_bytes: int | None = None
-    _plans: dict[tuple[str, str, int, bool, tuple[int, ...]], _core.Plan] = field(default_factory=dict)
+    _plans: dict[tuple[str, str, int, bool, tuple[int, ...], bool], _core.Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rank_order = environment.DETERMINISM.get() == "layout"
@@ -246,10 +249,11 @@ class Planner:
 
     def plan(self, op: str, algorithm: str, root: int, mapped: bool, hints: Hints = _NO_HINTS) -> _core.Plan:
         """The compiled plan of this rank; compiled once. ValueError where it does not keep the order asked for."""
-        self._check_order(op, algorithm, self._ordered(hints))
         hosts = self.layout.hosts
-        key = (op, algorithm, root, mapped, hosts)
+        ordered = self._ordered(hints)
+        key = (op, algorithm, root, mapped, hosts, ordered)
         if key not in self._plans:
+            self._check_order(op, algorithm, ordered)
             schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None, hosts)
             compiled = compile_plan(schedule, self.rank, private=not mapped, hosts=hosts)
             self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)

@@ -6,7 +6,7 @@ import pytest
 
 from hxcomm import algorithms
 from hxcomm.schedule import OPS, ScheduleError
-from hxcomm.select import CROSSING_SEGMENT_BYTES, SEGMENT_BYTES, Layout, Planner, default_algorithm
+from hxcomm.select import CROSSING_SEGMENT_BYTES, SEGMENT_BYTES, Hints, Layout, Planner, default_algorithm
 
 PAIRS = Layout(4, (0, 0, 1, 1))
 APART = Layout(4, (0, 1, 2, 3))
@@ -45,6 +45,19 @@ def test_determinism_by_layout_reduces_in_rank_order_only(monkeypatch: pytest.Mo
     late.layout = PAIRS
     with pytest.raises(ValueError, match="on 2 hosts, which HXCOMM_DETERMINISM=layout asks for"):
         late.plan("all_reduce", "hierarchical", -1, mapped=False)
+
+
+def test_hints_of_a_call_win_over_what_its_group_was_asked_for() -> None:
+    planner = Planner(0, PAIRS, "g", {"all_reduce": "hierarchical"})
+    assert planner.choose("all_reduce", 1 << 20, "float32", hints=Hints(algorithm="ring")).algorithm == "ring"
+    assert planner.choose("all_reduce", 1 << 20, "float32", hints=Hints(segment_bytes=1)).algorithm == "hierarchical"
+    free, ordered = Planner(0, PAIRS, "g", {}), Hints(rank_order=True)
+    assert free.choose("all_reduce", 1 << 20, "float32").algorithm == "hierarchical"
+    assert free.choose("all_reduce", 1 << 20, "float32", hints=ordered).algorithm == "two_shot"
+    with pytest.raises(ValueError, match="all_reduce ring does not reduce in rank order on 2 hosts"):
+        free.plan("all_reduce", "ring", -1, mapped=False, hints=ordered)
+    assert free.plan("all_reduce", "ring", -1, mapped=False).algorithm == "ring"
+    assert free.window_bytes("float32", measured=2048, hinted=4096) == 4096
 
 
 def test_windows_are_longer_across_hosts_and_fit_in_a_frame_as_accumulated() -> None:
