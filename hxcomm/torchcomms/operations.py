@@ -393,13 +393,16 @@ class Operations(metaclass=_Opaque):
     def all_gather_p_init(
         self, output: torch.Tensor, hints: Hints = None, timeout: timedelta | None = None
     ) -> AllGatherPHandle:
-        """Sets up an all_gather into this output, to be run any number of times. Moves nothing, blocks for nobody."""
+        """Sets up an all_gather into this output, to be run any number of times. Moves nothing, blocks for nobody.
+
+        hints, timeout: of runs that give none of their own.
+        """
         if output.numel() % max(1, self.get_size()) != 0:
             raise ValueError(
                 f"all_gather_p_init: an output of {output.numel()} elements cannot be shared equally by "
                 f"{self.get_size()} ranks"
             )
-        return AllGatherPHandle(output, self)
+        return AllGatherPHandle(output, self, hints, timeout)
 
     def all_gather_p_exec(
         self,
@@ -410,7 +413,14 @@ class Operations(metaclass=_Opaque):
         timeout: timedelta | None = None,
     ) -> TorchWork:
         """all_gather_single of the input into the handle's output."""
-        return self.all_gather_single(handle.output_for(self, input, self.get_size()), input, async_op, hints, timeout)
+        output = handle.output_for(self, input, self.get_size())
+        return self.all_gather_single(
+            output,
+            input,
+            async_op,
+            handle.hints if hints is None else hints,
+            handle.timeout if timeout is None else timeout,
+        )
 
     def all_gather_p_free(self, handle: AllGatherPHandle) -> None:
         """The handle cannot be used any more; the output is the caller's."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 
 
 class AllGatherPHandle:
-    """What all_gather_p_init returned: the output that every all_gather_p_exec fills, until all_gather_p_free."""
+    """What all_gather_p_init returned: the output that every all_gather_p_exec fills, until all_gather_p_free.
 
-    __slots__ = ("output", "owner")
+    hints, timeout: of an exec that gives none of its own.
+    """
 
-    def __init__(self, output: torch.Tensor, owner: object) -> None:
+    __slots__ = ("hints", "output", "owner", "timeout")
+
+    def __init__(
+        self, output: torch.Tensor, owner: object, hints: dict[str, str] | None, timeout: timedelta | None
+    ) -> None:
         self.output: torch.Tensor | None = output
-        self.owner = owner
+        self.owner, self.hints, self.timeout = owner, hints, timeout
 
     def output_for(self, owner: object, input: torch.Tensor, size: int) -> torch.Tensor:
         """The output, if an exec of this input is right. ValueError otherwise."""

@@ -61,6 +61,20 @@ def test_hints_choose_the_algorithm_of_a_call_and_of_a_communicator(run_ranks: R
         assert used["whole"] == {"all_reduce ring": 1, "broadcast direct": 1, "all_reduce two_shot": 1}
 
 
+def persistent_with_hints(rank: int, world_size: int) -> dict[str, int]:
+    comm = joined()
+    handle = comm.all_gather_p_init(torch.zeros(2 * world_size), hints={"algorithm": "ring"})
+    comm.all_gather_p_exec(handle, torch.ones(2), False)
+    comm.all_gather_p_exec(handle, torch.ones(2), False, hints={"algorithm": "direct"})
+    used = algorithms_used("main")
+    comm.finalize()
+    return used
+
+
+def test_hints_of_a_persistent_all_gather_hold_for_runs_that_give_none(run_ranks: Run) -> None:
+    assert run_ranks(persistent_with_hints, 2, backend=None) == [{"all_gather ring": 1, "all_gather direct": 1}] * 2
+
+
 def windows_by_hint(rank: int, world_size: int) -> list[int]:
     """How far the sequence of collectives goes for one call: one number for each window."""
     comm = joined()

@@ -32,49 +32,36 @@ COUNTS = (1, 7, 1023)
 LARGE = 300_001  # odd, and more than a mebibyte of float32: longer than any staging buffer is likely to be
 
 
-def in_every_way(context: Context, op: str, dtype: str, reduce_op: str = "sum") -> None:
-    """All counts and roots, sync and async."""
-    roots = range(context.world_size) if op in ROOTED else (0,)
-    for count, root, later in itertools.product(COUNTS, roots, (False, True)):
-        call = Call(context, op, DTYPES[dtype], reduce_op, root, (count,))
-        call.run(later, f", root {root}" if op in ROOTED else "")
-
-
 def may_refuse(dtype: str, reduce_op: str = "sum") -> bool:
     return dtype not in EXPECTED_DTYPES or reduce_op not in EXPECTED_REDUCE_OPS
 
 
-def register(op: str) -> None:
-    """The check of one op, under its own name."""
-    if op not in REDUCING:
+def register(op: str, call: type[Call], *, reduces: bool, rooted: bool, says: str, api: str = "c10d") -> None:
+    """The check of one op, under its own name: `call` runs it with all counts and roots, sync and async."""
 
-        @check(
-            "results",
-            name=op,
-            says=f"{op} delivers every element to its place (torch.distributed, {op})",
-            cases=DTYPES,
-            optional=may_refuse,
-        )
-        def moving(context: Context, dtype: str) -> None:
-            in_every_way(context, op, dtype)
+    def in_every_way(context: Context, dtype: str, reduce_op: str = "sum") -> None:
+        roots = range(context.world_size) if rooted else (0,)
+        for count, root, later in itertools.product(COUNTS, roots, (False, True)):
+            issued = call(context, op, DTYPES[dtype], reduce_op, root, (count,))
+            issued.run(later, f", root {root}" if rooted else "")
 
-        return
     pairs = [(dtype, reduce_op) for dtype in DTYPES for reduce_op in REDUCE_OPS if meaningful(dtype, reduce_op)]
-
-    @check(
-        "results",
-        name=op,
-        says=f"{op} reduces the elements of all ranks with the given ReduceOp (torch.distributed, {op})",
-        # Every pair once; the other reductions share its arithmetic.
-        cases=[pair for pair in pairs if op == "all_reduce" or pair[0] == "float32" or pair[1] == "sum"],
-        optional=may_refuse,
+    # Every pair once; the other reductions share its arithmetic.
+    chosen = [pair for pair in pairs if op == "all_reduce" or pair[0] == "float32" or pair[1] == "sum"]
+    check("results", api=api, name=op, says=says, cases=chosen if reduces else DTYPES, optional=may_refuse)(
+        in_every_way
     )
-    def reducing(context: Context, dtype: str, reduce_op: str) -> None:
-        in_every_way(context, op, dtype, reduce_op)
+
+
+def promise(op: str, reduces: bool) -> str:
+    if reduces:
+        return f"{op} reduces the elements of all ranks with the given ReduceOp"
+    return f"{op} delivers every element to its place"
 
 
 for each in OPS:
-    register(each)
+    says = f"{promise(each, each in REDUCING)} (torch.distributed, {each})"
+    register(each, Call, reduces=each in REDUCING, rooted=each in ROOTED, says=says)
 
 
 @check("results", says="A message of any length is right, however it is cut into pieces", cases=OPS)

@@ -7,8 +7,8 @@ import itertools
 import torch
 
 from hxcomm import torchcomms
-from hxcomm.verify.checks.results import COUNTS, LARGE, may_refuse
-from hxcomm.verify.collectives import DTYPES, LAYOUTS, REDUCE_OPS, meaningful
+from hxcomm.verify.checks.results import LARGE, promise, register
+from hxcomm.verify.collectives import LAYOUTS
 from hxcomm.verify.communicators import OPS, REDUCING, ROOTED, CommCall
 from hxcomm.verify.context import Context
 from hxcomm.verify.registry import check
@@ -16,44 +16,9 @@ from hxcomm.verify.registry import check
 API = "torchcomms"
 
 
-def in_every_way(context: Context, op: str, dtype: str, reduce_op: str = "sum") -> None:
-    roots = range(context.world_size) if op in ROOTED else (0,)
-    for count, root, later in itertools.product(COUNTS, roots, (False, True)):
-        CommCall(context, op, DTYPES[dtype], reduce_op, root, (count,)).run(later, f", root {root}")
-
-
-def register(op: str) -> None:
-    """The check of one operation, under its own name."""
-    if op not in REDUCING:
-
-        @check(
-            "results",
-            api=API,
-            name=op,
-            says=f"{op} delivers every element to its place",
-            cases=DTYPES,
-            optional=may_refuse,
-        )
-        def moving(context: Context, dtype: str) -> None:
-            in_every_way(context, op, dtype)
-
-        return
-    pairs = [(dtype, reduce_op) for dtype in DTYPES for reduce_op in REDUCE_OPS if meaningful(dtype, reduce_op)]
-
-    @check(
-        "results",
-        api=API,
-        name=op,
-        says=f"{op} reduces the elements of all ranks with the given ReduceOp",
-        cases=[pair for pair in pairs if op == "all_reduce" or pair[0] == "float32" or pair[1] == "sum"],
-        optional=may_refuse,
-    )
-    def reducing(context: Context, dtype: str, reduce_op: str) -> None:
-        in_every_way(context, op, dtype, reduce_op)
-
-
 for each in OPS:
-    register(each)
+    says = promise(each, each in REDUCING)
+    register(each, CommCall, reduces=each in REDUCING, rooted=each in ROOTED, says=says, api=API)
 
 
 @check("results", api=API, says="A message of any length is right, however it is cut into pieces", cases=OPS)
