@@ -53,7 +53,7 @@ def _own_store(name: str, rank: int, timeout: timedelta) -> Store:
             f"({port!r}) do not name one; start the program with torchrun, or pass store="
         )
     key = (address, int(port))
-    if key not in _own_stores:
+    if key not in _own_stores or not _answers(_own_stores[key]):
         opened = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         try:
             # multi_tenant: init_process_group in this process may have opened the same port.
@@ -69,3 +69,12 @@ def _own_store(name: str, rank: int, timeout: timedelta) -> Store:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise InitError(f"communicator '{name}': no store at {address}:{port}: {first}") from None
     return _own_stores[key]
+
+
+def _answers(store: Store) -> bool:
+    """Whether whoever held the store when it was opened still does: another job may have its own there by now."""
+    try:
+        store.check([])
+        return True
+    except RuntimeError:
+        return False

@@ -174,6 +174,25 @@ def test_new_comm_without_a_store_says_which_variables_name_one(monkeypatch: pyt
         torchcomms.new_comm("hxcomm", "cpu", name="x")
 
 
+def test_a_store_that_comes_back_at_the_same_address_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port, wait = first.port, timedelta(seconds=20)
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    rendezvous.store_for("x", None, 0, wait).set("job", "first")
+    del first
+    second = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store = rendezvous.store_for("x", None, 0, wait)
+    assert not store.check(["job"])
+    store.set("job", "second")
+    assert store.get("job") == b"second"
+    del store, second
+
+
 def comm_and_process_group(rank: int, world_size: int) -> float:
     """Both front ends at once, each with a group of its own, over one store."""
     comm = joined(store=dist.distributed_c10d._get_default_store())
