@@ -68,7 +68,7 @@ def main() -> int:
 
 def complain(message: str) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"tp_transformers.py: error: {message}", file=sys.stderr, flush=True)
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
     return 2
 
 

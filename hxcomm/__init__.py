@@ -74,16 +74,42 @@ def __getattr__(name: str) -> Any:
 
 
 def _autoload() -> None:
-    """Entry point `torch.backends`: runs inside `import torch`, registers backend and device. Never raises."""
-    try:  # the device first: the backend serves it
-        from hxcomm.device import registration
+    """Entry point `torch.backends`: runs in `import torch`, registers device and backend, and has engines find them.
 
-        registration.register()
-    except Exception as error:  # torch would turn it into a failed `import torch`
-        warnings.warn(f"hxcomm could not register its device: {error}", RuntimeWarning, stacklevel=2)
+    Never raises, since torch would turn it into a failed `import torch`; except with HXCOMM_CPU=1, where a program that
+    went on would quietly use another backend.
+    """
+    for what, register in (("device", _register_device), ("backend", _register_backend), ("engines", _watch_engines)):
+        try:  # the device first: the backend serves it
+            register()
+        except Exception as error:
+            if _is_asked_for():
+                raise
+            warnings.warn(f"hxcomm could not register its {what}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _register_device() -> None:
+    from hxcomm.device import registration
+
+    registration.register()
+
+
+def _register_backend() -> None:
+    from hxcomm.c10d import register_backend
+
+    register_backend()
+
+
+def _watch_engines() -> None:
+    from hxcomm.engines import watching
+
+    watching.watch()
+
+
+def _is_asked_for() -> bool:
+    from hxcomm import environment
+
     try:
-        from hxcomm.c10d import register_backend
-
-        register_backend()
-    except Exception as error:
-        warnings.warn(f"hxcomm could not register its backend: {error}", RuntimeWarning, stacklevel=2)
+        return environment.CPU.get()
+    except ValueError:  # neither 0 nor 1
+        return True

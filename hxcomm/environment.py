@@ -219,6 +219,14 @@ HBM: Variable[int] = Variable(
     "The memory of each chip. Only what tensors have been written to takes memory of this machine.",
     _memory_of_a_chip,
 )
+CPU: Variable[bool] = Variable(
+    "HXCOMM_CPU",
+    "0 or 1",
+    False,
+    "1: engines (transformers, vLLM, SGLang) that compute on CPU communicate through hxcomm, and fail where they "
+    "cannot; the device hx stays away unless HXCOMM_DEVICE=1.",
+    _switch,
+)
 CHECK: Variable[str] = Variable(
     "HXCOMM_CHECK",
     "none or shape",
@@ -335,7 +343,7 @@ VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
     for variable in (
         *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE, TUNING),
-        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE),
+        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE, CPU),
         *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )
 }

@@ -40,6 +40,8 @@ def problem() -> str | None:
         return f"torch has room for one such device, and {taken} has taken it"
     if wanted == "1":
         return None
+    if environment.CPU.get():  # an engine computes on the accelerator there is
+        return "HXCOMM_CPU=1 keeps this process on CPU; HXCOMM_DEVICE=1 registers hx all the same"
     if others := sorted(
         entry.name for entry in importlib.metadata.entry_points(group="torch.backends") if entry.name != "hxcomm"
     ):

@@ -42,6 +42,12 @@ def test_hxcomm_device_0_leaves_torch_as_it_was() -> None:
     assert python(program, HXCOMM_DEVICE="0") == "None privateuseone"
 
 
+def test_hxcomm_cpu_1_keeps_a_process_on_cpu_unless_hx_is_asked_for() -> None:
+    expected = "off: HXCOMM_CPU=1 keeps this process on CPU; HXCOMM_DEVICE=1 registers hx all the same False"
+    assert python(STATE, HXCOMM_CPU="1") == expected
+    assert python(STATE, HXCOMM_CPU="1", HXCOMM_DEVICE="1") == "on: 8 chips of 16 GiB each True"
+
+
 BEFORE_AUTOLOAD = """
 import os; os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'
 import torch
