@@ -4,6 +4,8 @@
     torchrun --nproc-per-node 3 examples/plain_transformers.py smollm2               # on 3 chips that hxcomm simulates
     HXCOMM_CPU=1 torchrun --nproc-per-node 3 examples/plain_transformers.py smollm2  # on CPU, through hxcomm
     python examples/plain_transformers.py smollm2         # one process
+
+With HXCOMM_STATS=FOLDER, `hxcomm stats FOLDER` then shows which collectives went through hxcomm.
 """
 
 import sys

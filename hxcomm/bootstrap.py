@@ -348,6 +348,7 @@ def create_group(
         spin_ns=-1 if spin_us is None else 1000 * spin_us,
         compare_shapes=environment.CHECK.get() == "shape",
         dump_folder=environment.DUMP.get() or "",
+        keep_statistics=environment.STATS.get() is not None,
     )
     mine = Hello(
         _core.PROTOCOL_VERSION,
@@ -375,4 +376,8 @@ def create_group(
             group.leave()
             meet.fail(f"rank {peer} failed: {verdict}")
     group.start(planner=planner, transfer=transfer)
+    if (folder := environment.STATS.get()) is not None:
+        from hxcomm.stats import recording  # most programs do without
+
+        recording.keep(process, folder, job=nonce, rank=global_ranks[rank], world_size=world_size)
     return group

@@ -58,6 +58,8 @@ class Statistic(TypedDict):
     """How peers met: `mapped` (in the tensors themselves, on device hx) or `staged` (copied through scratch)."""
     time_ns: int
     """Inside the collective, waiting for peers included."""
+    waiting_ns: int
+    """Of that, waiting: for peers, or for a thread that moves an async op on. 0 where HXCOMM_STATS is not set."""
     hop_bytes: list[int]
     """Bytes that all ranks' transfers moved over the ring's hop i -> i+1, both directions, as the schedule says."""
 
@@ -253,6 +255,8 @@ def statistics() -> list[Statistic]:
 
     rows: list[Statistic] = []
     for row in bootstrap.runtime().statistics():
+        if row["op"] not in algorithms.OPS:  # messages, which HXCOMM_STATS counts as well
+            continue
         root = row["root"] if row["root"] >= 0 else None
         schedule = lower(
             algorithms.build(row["op"], row["algorithm"], row["world_size"], root, tuple(row["hosts"])),
@@ -269,6 +273,7 @@ def statistics() -> list[Statistic]:
                 nbytes=row["elements"] * row["item_bytes"],
                 memory=row["memory"],
                 time_ns=row["time_ns"],
+                waiting_ns=row["waiting_ns"],
                 hop_bytes=ring_hop_bytes(
                     schedule, row["elements"], row["item_bytes"], accumulation_itemsize=row["accumulation_bytes"]
                 ),

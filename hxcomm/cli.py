@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--json", action="store_true", help="one line of JSON each time")
     top.set_defaults(run=_top)
 
+    stats = commands.add_parser("stats", help="what each rank's collectives did: calls, bytes, waiting and moving")
+    stats.add_argument("folder", type=Path, metavar="FOLDER", help="what HXCOMM_STATS was for the program")
+    stats.set_defaults(run=_stats)
+
     tune = commands.add_parser(
         "tune",
         help="measure which algorithms are fastest here, and write a table for HXCOMM_TUNING",
@@ -233,6 +237,17 @@ def _top(options: argparse.Namespace) -> int:
     from hxcomm import top
 
     return top.run(options.pid, as_json=options.json, once=options.once)
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from hxcomm.stats import report
+
+    try:
+        print(report.run(options.folder))
+    except report.ReportError as error:
+        print(f"hxcomm stats: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

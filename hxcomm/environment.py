@@ -323,6 +323,14 @@ SPIN_US: Variable[int | None] = Variable(
     "How long a waiting rank spins before it sleeps; auto spins little where there are more ranks than cores.",
     _microseconds_or_auto,
 )
+STATS: Variable[str | None] = Variable(
+    "HXCOMM_STATS",
+    "a folder",
+    None,
+    "Each process keeps a JSON file there of what its collectives have done, for `hxcomm stats`: calls, bytes, time "
+    "waiting and moving.",
+    _folder,
+)
 TRACE: Variable[frozenset[str]] = Variable(
     "HXCOMM_TRACE",
     "words, comma-separated; known: callsite",
@@ -343,7 +351,7 @@ VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
     for variable in (
         *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE, TUNING),
-        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE, CPU),
+        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE, CPU, STATS),
         *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )
 }

@@ -13,7 +13,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("info", "show", "prove", "tune"))
+    assert all(command in printed for command in ("info", "show", "prove", "stats", "tune"))
 
 
 def test_info_lists_versions_algorithms_and_every_variable(capsys: pytest.CaptureFixture[str]) -> None:

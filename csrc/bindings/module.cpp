@@ -181,17 +181,19 @@ void raise_typed(const Error& error) {
   }
 }
 
+py::dict row_of(const std::string& group, int world_size, const std::vector<int>& hosts, const Statistic& s) {
+  return py::dict(py::arg("group") = group, py::arg("world_size") = world_size, py::arg("op") = op_name(s.op),
+                  py::arg("algorithm") = s.plan->algorithm, py::arg("root") = s.root,
+                  py::arg("dtype") = dtype_name(s.dtype), py::arg("calls") = s.calls.load(),
+                  py::arg("elements") = s.elements.load(), py::arg("item_bytes") = item_size(s.dtype),
+                  py::arg("accumulation_bytes") = accumulation_size(s.dtype), py::arg("time_ns") = s.time_ns.load(),
+                  py::arg("waiting_ns") = s.waiting_ns.load(),
+                  py::arg("memory") = s.plan->is_private ? "staged" : "mapped", py::arg("hosts") = hosts);
+}
+
 py::list statistics_of(const Group& group) {
   py::list rows;
-  for (const auto& s : group.statistics()) {
-    const uint64_t elements = s->elements.load();
-    rows.append(py::dict(
-        py::arg("group") = group.name(), py::arg("world_size") = group.world_size(), py::arg("op") = op_name(s->op),
-        py::arg("algorithm") = s->plan->algorithm, py::arg("root") = s->root, py::arg("dtype") = dtype_name(s->dtype),
-        py::arg("calls") = s->calls.load(), py::arg("elements") = elements, py::arg("item_bytes") = item_size(s->dtype),
-        py::arg("accumulation_bytes") = accumulation_size(s->dtype), py::arg("time_ns") = s->time_ns.load(),
-        py::arg("memory") = s->plan->is_private ? "staged" : "mapped", py::arg("hosts") = group.hosts()));
-  }
+  for (const auto& s : group.statistics()) rows.append(row_of(group.name(), group.world_size(), group.hosts(), *s));
   return rows;
 }
 
@@ -206,20 +208,20 @@ void bind_making(py::class_<PyGroup>& group) {
   group
       .def(py::init([](std::shared_ptr<Runtime> runtime, std::string name, int rank, int world_size, std::string label,
                        uint64_t nonce, uint64_t first_sequence, int64_t spin_ns, bool compare_shapes,
-                       std::string dump_folder) {
+                       std::string dump_folder, bool keep_statistics) {
              if (world_size < 1 || rank < 0 || rank >= world_size)
                throw Error(ErrorKind::usage,
                            "rank " + std::to_string(rank) + " of world size " + std::to_string(world_size));
              GroupConfig config{
-                 std::move(name),       rank, world_size, {}, nonce, first_sequence, spin_ns, compare_shapes,
-                 std::move(dump_folder)};
+                 std::move(name),        rank,           world_size, {}, nonce, first_sequence, spin_ns, compare_shapes,
+                 std::move(dump_folder), keep_statistics};
              config.labels.resize(static_cast<size_t>(world_size));
              config.labels[static_cast<size_t>(rank)] = std::move(label);
              return std::make_unique<PyGroup>(std::move(runtime), std::move(config));
            }),
            py::arg("runtime"), py::kw_only(), py::arg("name"), py::arg("rank"), py::arg("world_size"), py::arg("label"),
            py::arg("nonce"), py::arg("first_sequence") = 1, py::arg("spin_ns") = -1, py::arg("compare_shapes") = false,
-           py::arg("dump_folder") = "")
+           py::arg("dump_folder") = "", py::arg("keep_statistics") = false)
       .def_property_readonly("rank", [](PyGroup& self) { return self.group()->rank(); })
       .def_property_readonly("world_size", [](PyGroup& self) { return self.group()->world_size(); })
       .def_property_readonly("name", [](PyGroup& self) { return self.group()->name(); })
@@ -361,6 +363,13 @@ void bind_runtime(py::module_& m) {
              py::list rows;
              for (const auto& group : r.progress->groups())
                if (!group->has_left()) rows += statistics_of(*group);
+             return rows;
+           })
+      .def("past_statistics",
+           [](const Runtime& r) {
+             py::list rows;
+             for (const auto& past : r.progress->past())
+               rows.append(row_of(past.group, past.world_size, past.hosts, *past.statistic));
              return rows;
            })
       .def_property_readonly("allocated_bytes",

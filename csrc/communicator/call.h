@@ -98,15 +98,17 @@ struct Call {
   bool name_first = false;  // where that passes, name only the first of the ranks that are missing
 };
 
-// What a group has done so far with one algorithm of one op. Written by the group's driver, read by anybody.
+// What a group has done so far with one algorithm of one op, or with messages (calls and elements only, an empty plan;
+// counted where GroupConfig::keep_statistics). Written by the group's driver, read by anybody.
 struct Statistic {
   OpCode op;
   int32_t root;
   DType dtype;
   std::shared_ptr<const Plan> plan;
   std::atomic<uint64_t> calls{0};
-  std::atomic<uint64_t> elements{0};  // of one block (the mean where they differ) per call, added up
-  std::atomic<int64_t> time_ns{0};    // from becoming the head of the queue to the end
+  std::atomic<uint64_t> elements{0};   // of one block (the mean where they differ) per call, added up
+  std::atomic<int64_t> time_ns{0};     // from becoming the head of the queue to the end
+  std::atomic<int64_t> waiting_ns{0};  // of that, with nothing to do; counted where GroupConfig::keep_statistics
 };
 
 // What a planner answers for a call: which plan to run, and how long a window of it to run at a time.
@@ -148,8 +150,10 @@ struct Op {
   int64_t record = -1;          // its number in the flight ring, once it is there
   uint64_t low = 0;             // the window's first element
   uint64_t window = 0;
-  uint64_t longest = 0;   // elements of the longest block on any rank
-  size_t next_local = 0;  // the next rank of this host to look at, as the group lists them
+  uint64_t longest = 0;    // elements of the longest block on any rank
+  size_t next_local = 0;   // the next rank of this host to look at, as the group lists them
+  int64_t blocked_ns = 0;  // when it last found nothing to do; 0: never, or nobody measures
+  int64_t waited_ns = 0;   // from then until it was tried again, in total
   Execution execution;
 
   bool mapped() const { return choice.plan && !choice.plan->is_private; }

@@ -270,6 +270,7 @@ void Group::leave() {
   }
   complete(finished);
   one_sided_.forget_all();
+  keep_statistics();
 }
 
 // What peers wait for, though nobody here does: the verdict on a refused call, which this host's leader gives to the
@@ -369,17 +370,6 @@ Choice Group::choose(const Call& call) {
   // A program of ever new sizes must not grow this forever; planning anew is cheap, compiled plans are kept elsewhere.
   if (choices_.size() >= 4096) choices_.clear();
   return choices_.emplace(key, std::move(choice)).first->second;
-}
-
-std::shared_ptr<Statistic> Group::statistic_of(const Call& call, const Choice& choice) {
-  for (const auto& known : statistics_)
-    if (known->plan->hash == choice.plan->hash && known->dtype == call.dtype) return known;
-  auto fresh = std::make_shared<Statistic>();
-  fresh->op = call.op;
-  fresh->root = call.root;
-  fresh->dtype = call.dtype;
-  fresh->plan = choice.plan;
-  return statistics_.emplace_back(std::move(fresh));
 }
 
 bool Group::forked() const { return forks.load(std::memory_order_relaxed) != forks_at_birth_; }
@@ -485,11 +475,6 @@ void Group::refuse(Call call, const std::string& reason) noexcept {
     advance_in_background();
   } catch (...) {  // out of memory: the peers will find out by their timeout
   }
-}
-
-std::vector<std::shared_ptr<const Statistic>> Group::statistics() const {
-  std::lock_guard lock(planner_mutex_);
-  return {statistics_.begin(), statistics_.end()};
 }
 
 }  // namespace hxcomm

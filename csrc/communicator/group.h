@@ -34,6 +34,8 @@ struct GroupConfig {
   int64_t spin_ns = -1;  // how long a waiter spins before it sleeps; -1: chosen from cores and ranks
   bool compare_shapes = false;
   std::string dump_folder;  // where an error leaves the flight ring; "": nowhere
+  // Times the waits within operations (two looks at the clock each) and leaves the statistics to `progress` at the end.
+  bool keep_statistics = false;
 };
 
 class Group : public std::enable_shared_from_this<Group> {
@@ -104,6 +106,8 @@ class Group : public std::enable_shared_from_this<Group> {
   Choice choose(const Call& call);
   void require_in_segment(const Call& call) const;
   std::shared_ptr<Statistic> statistic_of(const Call& call, const Choice& choice);  // needs planner_mutex_
+  void count_message(const Op& op);
+  void keep_statistics();
   std::shared_ptr<Op> post_message(std::shared_ptr<Op> op);
   std::shared_ptr<Op> enqueue(std::shared_ptr<Op> op);
   bool advance(Finished* finished, bool look_at_clock);  // needs driver_

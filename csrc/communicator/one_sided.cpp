@@ -275,6 +275,7 @@ void OneSided::check_failures() {
 
 void OneSided::end(const OpPointer& op, std::unique_ptr<Error> error, Finished* finished) {
   op->error = std::move(error);
+  group_.count_message(*op);
   group_.own().flight.close(static_cast<uint64_t>(op->record), op->error == nullptr, now_ns());
   op->finished.store(true, std::memory_order_release);
   finished->push_back(op);

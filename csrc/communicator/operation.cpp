@@ -286,6 +286,7 @@ void Group::end(Op& op, std::unique_ptr<Error> error) {
     statistic.elements.fetch_add(elements, std::memory_order_relaxed);
     // It became the head when it was posted or when the one before it ended: no clock is read at the start.
     statistic.time_ns.fetch_add(now - std::max(op.posted_ns, last_end_ns_), std::memory_order_relaxed);
+    statistic.waiting_ns.fetch_add(op.waited_ns, std::memory_order_relaxed);
   }
   last_end_ns_ = now;
   if (crossing_ && op.first_sequence > 0) crossing_->finish(op, error != nullptr);
@@ -313,9 +314,11 @@ bool Group::advance(Finished* finished, bool look_at_clock) {
     std::unique_ptr<Error> error;
     try {
       if (crossing_) crossing_->absorb();
+      if (op->blocked_ns != 0) op->waited_ns += now_ns() - op->blocked_ns;
       Step outcome;
       while ((outcome = step(*op)) == Step::moved) moved = true;
       if (outcome == Step::blocked) {
+        if (config_.keep_statistics) op->blocked_ns = now_ns();
         if (crossing_ && op->phase >= Op::Phase::agreeing) look_abroad(*op);
         check_failures(*op, look_at_clock);
         return moved;

@@ -421,6 +421,7 @@ void PointToPoint::put_reply(Channel& channel, Packet& packet, Finished* finishe
 
 void PointToPoint::end(const OpPointer& op, std::unique_ptr<Error> error, Finished* finished) {
   op->error = std::move(error);
+  group_.count_message(*op);
   group_.own().flight.close(static_cast<uint64_t>(op->record), op->error == nullptr, now_ns());
   op->finished.store(true, std::memory_order_release);
   count(-1);

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,7 @@
 namespace hxcomm {
 
 class Group;
+struct Statistic;
 
 // Whoever makes one calls stop_background() before giving it up: the thread holds a group while it advances it, and a
 // group that it is the last to hold would end the thread from within.
@@ -28,6 +30,16 @@ class Progress {
   void add(const std::shared_ptr<Group>& group);
   void remove(const Group* group);
   std::vector<std::shared_ptr<Group>> groups();  // that are not destroyed
+
+  // What a group that has ended did with one algorithm of one op.
+  struct Past {
+    std::string group;
+    int world_size;
+    std::vector<int> hosts;
+    std::shared_ptr<Statistic> statistic;
+  };
+  void remember(const Past& past);
+  std::vector<Past> past();
 
   // Advances every group that has posted operations and no driver. True if anything moved.
   bool advance_all();
@@ -66,6 +78,8 @@ class Progress {
   std::shared_ptr<Endpoint> endpoint_;
   std::mutex groups_mutex_;
   std::vector<std::weak_ptr<Group>> groups_;
+  std::mutex past_mutex_;
+  std::vector<Past> past_;
   std::atomic<int> waiters_{0};
   std::atomic<int> pending_{0};
   std::mutex thread_mutex_;
