@@ -122,7 +122,8 @@ def write_packaged_model(folder: Path) -> None:
     tensors = {name: source.read(name, range(rows)).contiguous() for name, rows in sizes.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer.tokenizer).save_pretrained(folder)
+    words = {"bos_token": tokenizer.begin, "eos_token": tokenizer.end, "chat_template": tokenizer.template}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.tokenizer, **words).save_pretrained(folder)
 
 
 def run(args: argparse.Namespace, folder: Path, launched: bool) -> int:

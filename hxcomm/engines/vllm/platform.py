@@ -1,0 +1,57 @@
+"""vLLM's CPU platform, with its kernels, workers and model runner as they are, and hxcomm between the ranks.
+
+vLLM imports this module by name when hxcomm's plug-in is active; what is raised here ends vLLM with that message. A
+backend that torch does not know would not: vLLM takes gloo then, and only warns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from vllm.platforms import CpuArchEnum, cpu_platform_plugin
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
+from hxcomm import build_check, environment
+from hxcomm.c10d import BACKEND
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+environment.CPU.get()  # raises where its value is wrong
+if (_problem := build_check.problem()) is not None:
+    raise ImportError(_problem)
+if not dist.is_backend_available(BACKEND):
+    raise ImportError(
+        f"torch.distributed does not know the backend {BACKEND}: `import torch` registers it, unless "
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0 forbids that"
+    )
+
+# ZenCpuPlatform where zentorch is installed, else CpuPlatform.
+_Base: Any = resolve_obj_by_qualname(cpu_platform_plugin() or "vllm.platforms.cpu.CpuPlatform")
+
+
+def _has_vectors_that_inductor_gets_right() -> bool:
+    """On x86 without AVX-512 torch 2.13's inductor compiles vLLM's vocabulary mask (get_masked_input_and_mask) wrongly:
+    6 of 18 cases, with any backend."""
+    return _Base.get_cpu_architecture() != CpuArchEnum.X86 or torch.cpu._is_avx512_supported()
+
+
+class HxcommCpuPlatform(_Base):  # type: ignore[misc]
+    """What vLLM knows as `current_platform`."""
+
+    dist_backend = BACKEND
+    simple_compile_backend = "inductor" if _has_vectors_that_inductor_gets_right() else "eager"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """Without it vLLM's own shared memory would carry all collectives of the model, whatever the backend."""
+        return "hxcomm.engines.vllm.communicator.HxcommCommunicator"
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """As on CPU; where inductor is wrong, the model is traced, but not compiled by it."""
+        super().check_and_update_config(vllm_config)
+        if vllm_config.compilation_config.backend == "inductor":
+            vllm_config.compilation_config.backend = cls.simple_compile_backend
