@@ -80,6 +80,18 @@ def register_backend() -> None:
         BackendConfig.__init__ = _nameless_as_without_hx(BackendConfig.__init__, default)  # type: ignore[method-assign]
 
 
+def require_backend() -> None:
+    """Raises ImportError where a process group of backend "hxcomm" cannot be made, which some programs answer with
+    another backend."""
+    if (problem := build_check.problem()) is not None:
+        raise ImportError(problem)
+    if not dist.is_backend_available(BACKEND):
+        raise ImportError(
+            f"torch.distributed does not know the backend {BACKEND}: `import torch` registers it, unless "
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 forbids that"
+        )
+
+
 def _nameless_as_without_hx(original: Callable[..., None], cpu_backend: str) -> Callable[..., None]:
     """torch gives a group without a named backend that of the default accelerator only, and CPU tensors none.
 

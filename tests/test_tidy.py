@@ -206,6 +206,7 @@ def test_environment_variables_are_read_in_one_place_only() -> None:
 
 # Modules that read variables which are not ours (RANK and the like, set by the launcher), with the reason.
 READ_OTHERS_VARIABLES: dict[str, str] = {
+    "hxcomm/engines/sglang.py": "SGLANG_USE_CPU_ENGINE, by which SGLang's users ask it to compute on CPU",
     "hxcomm/torchcomms/rendezvous.py": "RANK, WORLD_SIZE, MASTER_ADDR ... of launchers, and TorchComms' own names",
     "hxcomm/verify/rank.py": "sets TORCHCOMM_RANK and TORCHCOMM_SIZE, by which a rank is told to new_comm",
     "hxcomm/torchcomms/hooks/flight_recorder.py": "TORCHCOMM_FR_DUMP_TEMP_FILE, TorchComms' own",

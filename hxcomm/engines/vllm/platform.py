@@ -9,24 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from vllm.platforms import CpuArchEnum, cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from hxcomm import build_check, environment
-from hxcomm.c10d import BACKEND
+from hxcomm import c10d, environment
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 environment.CPU.get()  # raises where its value is wrong
-if (_problem := build_check.problem()) is not None:
-    raise ImportError(_problem)
-if not dist.is_backend_available(BACKEND):
-    raise ImportError(
-        f"torch.distributed does not know the backend {BACKEND}: `import torch` registers it, unless "
-        "TORCH_DEVICE_BACKEND_AUTOLOAD=0 forbids that"
-    )
+c10d.require_backend()
 
 # ZenCpuPlatform where zentorch is installed, else CpuPlatform.
 _Base: Any = resolve_obj_by_qualname(cpu_platform_plugin() or "vllm.platforms.cpu.CpuPlatform")
@@ -41,7 +33,7 @@ def _has_vectors_that_inductor_gets_right() -> bool:
 class HxcommCpuPlatform(_Base):  # type: ignore[misc]
     """What vLLM knows as `current_platform`."""
 
-    dist_backend = BACKEND
+    dist_backend = c10d.BACKEND
     simple_compile_backend = "inductor" if _has_vectors_that_inductor_gets_right() else "eager"
 
     @classmethod
