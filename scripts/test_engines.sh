@@ -9,4 +9,6 @@ cd "$ROOT"
   "$VLLM_BIN/python" -m pip install -q "pytest>=9" "hypothesis>=6.100"
 # Without its dependencies, which name another torch: its discovery of platforms needs none of them.
 "$VLLM_BIN/python" -m pip install -q --no-deps sglang==0.5.23 || say "SGLang cannot be installed here: its tests skip"
-exec timeout --kill-after=30 1500 "$VLLM_BIN/python" -m pytest tests/engines/test_vllm.py tests/engines/test_sglang.py "$@"
+# Longer than elsewhere: an engine takes 20 to 60 s to start, and one test starts three.
+exec timeout --kill-after=30 1500 "$VLLM_BIN/python" -m pytest -o faulthandler_timeout=600 \
+  tests/engines/test_vllm.py tests/engines/test_sglang.py "$@"

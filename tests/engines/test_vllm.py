@@ -38,6 +38,7 @@ def environment(asked: bool, *folders: Path) -> dict[str, str]:
 def decoded(
     folder: Path, ranks: int, mode: str, workers: str = "vllm_workers", asked: bool = True, avx512: bool = True
 ) -> dict[str, Any]:
+    """What vllm_program.py reports. vLLM keeps in `folder` what it compiles."""
     result = folder / "result.json"
     done = subprocess.run(
         [sys.executable, str(HERE / "vllm_program.py"), str(result), str(MODEL), str(ranks), mode, workers],
@@ -45,7 +46,10 @@ def decoded(
         stderr=subprocess.STDOUT,
         text=True,
         timeout=170,
-        env=environment(asked, *([] if avx512 else [HERE / "only_avx2"])),
+        env={
+            **environment(asked, *([] if avx512 else [HERE / "only_avx2"])),
+            "VLLM_CACHE_ROOT": str(folder),
+        },
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return dict(json.loads(result.read_text()))
@@ -76,20 +80,29 @@ def test_without_the_switch_vllm_is_what_it_was(alone: dict[str, Any]) -> None:
     assert alone["text"].startswith(" Paris.")
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_three_ranks_give_the_tokens_of_one_process_with_61_all_reduces_a_forward(
-    tmp_path: Path, alone: dict[str, Any], mode: str
-) -> None:
-    result = decoded(tmp_path, RANKS, mode)
+def check_ours(result: dict[str, Any], alone: dict[str, Any]) -> None:
     assert result["names"] == OURS
     assert result["calls"] == [{"all_reduce": ALL_REDUCES * NEW_TOKENS, "all_gather": NEW_TOKENS}] * RANKS
     check_equal(result, alone)
 
 
+def test_three_ranks_give_the_tokens_of_one_process_with_61_all_reduces_a_forward(
+    tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    check_ours(decoded(tmp_path, RANKS, "eager"), alone)
+
+
+def test_so_do_they_compiled_also_where_vllm_has_compiled_the_model_before_without_us(
+    tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    theirs = decoded(tmp_path, RANKS, "compiled", asked=False)
+    assert (theirs["names"], theirs["calls"]) == (["CpuPlatform", "CpuCommunicator", "gloo"], [{}] * RANKS)
+    check_ours(decoded(tmp_path, RANKS, "compiled"), alone)
+    check_ours(decoded(tmp_path, RANKS, "compiled"), alone)  # as the run before has left it
+
+
 def test_so_do_they_where_the_processor_has_no_avx512(tmp_path: Path, alone: dict[str, Any]) -> None:
-    result = decoded(tmp_path, RANKS, "compiled", avx512=False)
-    assert result["calls"] == [{"all_reduce": ALL_REDUCES * NEW_TOKENS, "all_gather": NEW_TOKENS}] * RANKS
-    check_equal(result, alone)
+    check_ours(decoded(tmp_path, RANKS, "compiled", avx512=False), alone)
 
 
 def test_without_our_communicator_no_collective_of_the_model_is_ours_although_tokens_and_backend_are(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import hxcomm
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -74,6 +76,13 @@ import torch; torch.cpu._is_avx512_supported = lambda: {avx512}
 config = vllm_stand_in.Config(); P.check_and_update_config(config)
 print(P.simple_compile_backend, config.compilation_config.backend)"""
     assert printed(program, HXCOMM_CPU="1") == f"{backend} {backend}"
+
+
+def test_compiled_models_are_cached_apart_from_those_of_other_platforms() -> None:
+    program = (
+        f"{CHOOSE} config = vllm_stand_in.Config(); P.check_and_update_config(config); print(config.additional_config)"
+    )
+    assert printed(program, HXCOMM_CPU="1") == f"{{'theirs': 1, 'hxcomm': '{hxcomm.__version__}'}}"
 
 
 def test_a_wrong_switch_raises_where_vllm_hears_it() -> None:

@@ -35,6 +35,7 @@ class Config:
 
     def __init__(self) -> None:
         self.compilation_config = Compilation()
+        self.additional_config = {"theirs": 1}
 
 
 class CpuPlatform:
@@ -69,7 +70,7 @@ class DeviceCommunicatorBase:
         unique_name: str = "",
         use_all2all: bool = False,
     ) -> None:
-        self.device_group = device_group
+        self.device_group, self.unique_name = device_group, unique_name
         self.world_size = dist.get_world_size(cpu_group)
         self.ranks = dist.get_process_group_ranks(cpu_group)
         self.rank_in_group = dist.get_group_rank(cpu_group, dist.get_rank())

@@ -21,17 +21,18 @@ from hxcomm.c10d import BACKEND
 _HOW = (False, 0, -1)
 _SUM = _C.ReduceOp("SUM")
 
-_communicators: list[_C.Communicator] = []  # an operator in a graph names one by its index: constants can be compiled
+# By the group's name in vLLM, which is all of a group that an operator in a graph can name.
+_communicators: dict[str, _C.Communicator] = {}
 _library: Any = torch.library.Library("hxcomm", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def _all_reduce(tensor: Tensor, communicator: int) -> None:
-    _communicators[communicator].all_reduce(tensor, _SUM, *_HOW)
+def _all_reduce(tensor: Tensor, group: str) -> None:
+    _communicators[group].all_reduce(tensor, _SUM, *_HOW)
 
 
-_library.define("all_reduce_of_vllm(Tensor(a!) tensor, int communicator) -> ()", tags=[torch.Tag.pt2_compliant_tag])
+_library.define("all_reduce_of_vllm(Tensor(a!) tensor, str group) -> ()", tags=[torch.Tag.pt2_compliant_tag])
 _library.impl("all_reduce_of_vllm", _all_reduce, "CPU")
-torch.library.register_fake("hxcomm::all_reduce_of_vllm", lambda tensor, communicator: None, lib=_library)
+torch.library.register_fake("hxcomm::all_reduce_of_vllm", lambda tensor, group: None, lib=_library)
 
 
 class HxcommCommunicator(DeviceCommunicatorBase):  # type: ignore[misc]
@@ -56,14 +57,13 @@ class HxcommCommunicator(DeviceCommunicatorBase):  # type: ignore[misc]
                 f"vLLM's group '{unique_name}' has the backend {type(group).__name__} for CPU tensors, not {BACKEND}"
             )
         self._calls = _C.Communicator(group, "cpu")
-        self._index = len(_communicators)
-        _communicators.append(self._calls)
+        _communicators[unique_name] = self._calls
 
     def all_reduce(self, input_: Tensor) -> Tensor:
         """The sum over all ranks, in `input_` where that is contiguous. Blocks."""
         tensor = input_.contiguous()
         if torch.compiler.is_compiling():
-            torch.ops.hxcomm.all_reduce_of_vllm(tensor, self._index)
+            torch.ops.hxcomm.all_reduce_of_vllm(tensor, self.unique_name)
         else:
             self._calls.all_reduce(tensor, _SUM, *_HOW)
         return tensor

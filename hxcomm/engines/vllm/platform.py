@@ -12,6 +12,7 @@ import torch
 from vllm.platforms import CpuArchEnum, cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+import hxcomm
 from hxcomm import c10d, environment
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class HxcommCpuPlatform(_Base):  # type: ignore[misc]
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        """As on CPU; where inductor is wrong, the model is traced, but not compiled by it."""
+        """As on CPU, but for two things: where inductor is wrong, the model is traced, and not compiled by it; and
+        compiled models, which call the communicator that they were traced with, are cached apart from others."""
         super().check_and_update_config(vllm_config)
+        # vLLM keeps compiled models by a hash of its configuration, which the platform is no part of.
+        vllm_config.additional_config = {**vllm_config.additional_config, "hxcomm": hxcomm.__version__}
         if vllm_config.compilation_config.backend == "inductor":
             vllm_config.compilation_config.backend = cls.simple_compile_backend
