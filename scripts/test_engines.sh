@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests of vLLM over hxcomm with a real model, and of SGLang's platform discovery, in the environment that
-# scripts/vllm_environment.sh makes or finds. About 5 minutes once it is there; arguments go to pytest:
+# scripts/vllm_environment.sh makes or finds. Ten engines start: 15 minutes on two busy cores; arguments go to pytest:
 # bash scripts/test_engines.sh -k killed
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source "$ROOT/scripts/vllm_environment.sh"
