@@ -91,7 +91,7 @@ def extension_modules() -> list[Extension]:
     python_include = sysconfig.get_path("include")
     core = Extension(
         "hxcomm._core",
-        sources("core", "transport", "communicator", "bindings"),
+        sources("core", "transport", "communicator", "simulation", "bindings"),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=CORE_FLAGS + system_include(pybind11_alone(), python_include),
         extra_link_args=["-pthread"],
