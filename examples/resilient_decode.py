@@ -30,14 +30,14 @@ import torch
 import torch.distributed as dist
 from errors import UsageError
 from generate import Timing, decode
-from model import Decoder
 from sampling import Sampler
-from shards import split
 from tokenizer import open_tokenizer
 from weights import Random, load, open_model
 
 import hxcomm
 import hxcomm.torchcomms as torchcomms
+from hxcomm.decoder.model import Decoder
+from hxcomm.decoder.shards import split
 
 PROMPTS = ("The capital of France is", "Water is made of")
 VICTIM, KILLED_AFTER = 1, 6  # tokens

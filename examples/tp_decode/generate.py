@@ -24,13 +24,14 @@ import torch
 import torch.distributed as dist
 from communication import Communication
 from errors import UsageError
-from model import Decoder
 from sampling import Sampler
-from shards import Shard, split
 from summary import summary
 from tokenizer import TextStream, Tokenizer, open_tokenizer
 from tqdm import tqdm
 from weights import Random, Source, load, open_model
+
+from hxcomm.decoder.model import Decoder
+from hxcomm.decoder.shards import Shard, SplitError, split
 
 PREFILL_TOKENS = 512  # of a prompt at a time: bounds the attention mask and the largest all_reduce (1.2 MB at 576 wide)
 
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args = parse_arguments(arguments)
         prepared = prepare(args, int(os.environ.get("WORLD_SIZE", "1")), launched)
-    except UsageError as error:
+    except (UsageError, SplitError) as error:
         return complain(rank, str(error))
     except ModuleNotFoundError as error:
         return complain(rank, f"the Python package {error.name} is missing: pip install 'hxcomm[examples]'")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from communication import Communication
-from shards import Shard
 from torch import Tensor
+
+from hxcomm.decoder.shards import Shard
 
 
 class Sampler:

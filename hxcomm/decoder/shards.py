@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from errors import UsageError
+
+class SplitError(ValueError):
+    """More ranks than the model can be split over. The text says how many it can."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Shard:
 def split(config: Config, world_size: int) -> list[Shard]:
     """The shard of every rank. Heads, columns and rows are owned exactly once; a KV head by each rank that queries it.
 
-    Raises UsageError when there are more ranks than query heads: such a rank would have no attention to do.
+    Raises SplitError when there are more ranks than query heads: such a rank would have no attention to do.
     """
     if world_size > config.heads:
-        raise UsageError(
+        raise SplitError(
             f"{world_size} ranks, but the model has {config.heads} query heads and each rank needs one: "
-            f"use at most --nproc-per-node {config.heads}"
+            f"use at most {config.heads} ranks"
         )
     heads, kv_heads = split_heads(config, world_size)
     loads = [attention_parameters(config, len(q), len(kv)) for q, kv in zip(heads, kv_heads, strict=True)]

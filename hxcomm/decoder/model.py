@@ -4,18 +4,27 @@ Every rank runs this same code on its own shard (shards.py) and holds the whole 
 gate/up projections are split by output column, attention output and down projections by input row, so each of the two
 blocks of a layer ends in a partial sum: two all_reduces a layer, and one for the vocabulary-parallel embedding.
 
-Knows nothing of files, tokens' text or backends; `communication.py` is its only way to other ranks.
+Knows nothing of files, tokens' text or backends; a `Communication` is its only way to other ranks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from communication import Communication
-from shards import Config, Shard
 from torch import Tensor
+
+from hxcomm.decoder.shards import Config, Shard
+
+
+class Communication(Protocol):
+    """What the decoder asks of its peers (examples/tp_decode/communication.py, for one)."""
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum x over all ranks, in place; returns x."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,17 +53,28 @@ class Weights:
 
 
 class Decoder:
-    """The forward pass of one rank, with a KV cache preallocated for `max_length` positions of one sequence."""
+    """The forward pass of one rank, with a KV cache preallocated for `max_length` positions of each sequence.
+
+    `batch` sequences of equal length are decoded together.
+    """
 
     def __init__(
-        self, config: Config, shard: Shard, weights: Weights, communication: Communication, max_length: int
+        self,
+        config: Config,
+        shard: Shard,
+        weights: Weights,
+        communication: Communication,
+        max_length: int,
+        *,
+        batch: int = 1,
     ) -> None:
         self.config = config
         self.shard = shard
         self.weights = weights
         self.communication = communication
         like = weights.norm
-        shape = (config.layers, 1, len(shard.kv_heads), max_length, config.head_dim)
+        self.batch = batch
+        shape = (config.layers, batch, len(shard.kv_heads), max_length, config.head_dim)
         self.keys, self.values = like.new_empty(shape).unbind(), like.new_empty(shape).unbind()
         cos, sin = rope_tables(config, max_length)
         self.cos, self.sin = cos.to(like), sin.to(like)
@@ -64,11 +84,13 @@ class Decoder:
     def forward(self, tokens: Tensor, position: int) -> Tensor:
         """Logits of the token after `tokens` [T], which stand at `position` and up in the sequence.
 
-        Returns [rows of this rank] in the weights' dtype: the part of the vocabulary this rank owns. Writes the KV
-        cache at `position : position + T`. Blocks in collectives: every rank must call it with the same tokens.
-        Bytes all-reduced per rank: (2 * layers + 1) * T * hidden * itemsize.
+        Several sequences are [batch, T]. Returns [rows of this rank] ([batch, rows]) in the weights' dtype: the part of
+        the vocabulary this rank owns. Writes the KV cache at `position : position + T`. Blocks in collectives: every
+        rank must call it with the same tokens.
+        Bytes all-reduced per rank: (2 * layers + 1) * batch * T * hidden * itemsize.
         """
-        count, end = len(tokens), position + len(tokens)
+        count = tokens.shape[-1]
+        end = position + count
         x = self.embed(tokens)
         rope = self.cos[position:end], self.sin[position:end]
         mask = None  # one new token sees everything that is in the cache
@@ -79,10 +101,10 @@ class Decoder:
             cache = keys[:, :, :end], values[:, :, :end]
             x += self.attention(layer, cache, self.norm(x, layer.attention_norm), rope, mask)
             x += self.mlp(layer, self.norm(x, layer.mlp_norm))
-        return F.linear(self.norm(x[-1], self.weights.norm), self.weights.head)
+        return F.linear(self.norm(x[..., -1, :], self.weights.norm), self.weights.head)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[T] -> [T, hidden]. Each rank looks up the tokens whose rows it owns; the others contribute zeros."""
+        """[..., T] -> [..., T, hidden]. Each rank looks up the tokens whose rows it owns; others contribute zeros."""
         rows = self.shard.rows
         elsewhere = (tokens < rows.start) | (tokens >= rows.stop)
         x = F.embedding((tokens - rows.start).masked_fill_(elsewhere, 0), self.weights.embedding)
@@ -91,21 +113,22 @@ class Decoder:
     def attention(
         self, layer: Layer, cache: tuple[Tensor, Tensor], x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> Tensor:
-        """Grouped-query attention over this rank's heads, then the sum over ranks: [T, hidden] -> [T, hidden].
+        """Grouped-query attention over this rank's heads, then the sum over ranks: [..., T, hidden] -> the same.
 
-        `cache` holds keys and values [1, kv_heads, position + T, head_dim]; their last T positions are written here.
+        `cache`: keys and values [batch, kv_heads, position + T, head_dim], whose last T positions are written here.
         """
         keys, values = cache
-        count, head_dim = len(x), self.config.head_dim
+        batch, count, head_dim = self.batch, x.shape[-2], self.config.head_dim
         heads, kv_heads, group = len(self.shard.heads), len(self.shard.kv_heads), self.shard.group
-        qkv = F.linear(x, layer.qkv).view(count, heads + 2 * kv_heads, head_dim)
-        qk = rotate(qkv[:, : heads + kv_heads], *rope)
-        keys[0, :, -count:] = qk[:, heads:].transpose(0, 1)
-        values[0, :, -count:] = qkv[:, heads + kv_heads :].transpose(0, 1)
+        qkv = F.linear(x, layer.qkv).view(batch, count, heads + 2 * kv_heads, head_dim)
+        qk = rotate(qkv[:, :, : heads + kv_heads], *rope)
+        keys[:, :, -count:] = qk[:, :, heads:].transpose(1, 2)
+        values[:, :, -count:] = qkv[:, :, heads + kv_heads :].transpose(1, 2)
         # The query heads of a group become further queries of its one KV head: K and V are read once, never repeated.
-        q = qk[:, :heads].unflatten(1, (kv_heads, group)).transpose(0, 1).reshape(1, kv_heads, count * group, head_dim)
+        q = qk[:, :, :heads].unflatten(2, (kv_heads, group)).transpose(1, 2)
+        q = q.reshape(batch, kv_heads, count * group, head_dim)
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        y = y.view(kv_heads, count, group * head_dim).transpose(0, 1).reshape(count, heads * head_dim)
+        y = y.view(batch, kv_heads, count, group * head_dim).transpose(1, 2).reshape(*x.shape[:-1], heads * head_dim)
         return self.communication.all_reduce(F.linear(y, layer.output))
 
     def mlp(self, layer: Layer, x: Tensor) -> Tensor:
@@ -135,5 +158,5 @@ def rope_tables(config: Config, length: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_dim / 2) of x [T, heads, head_dim]: Hugging Face's order of the pairs."""
+    """Rotate the pairs (i, i + head_dim / 2) of x [..., T, heads, head_dim]: Hugging Face's order of the pairs."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
