@@ -125,7 +125,7 @@ class Decoder:
         keys[:, :, -count:] = qk[:, :, heads:].transpose(1, 2)
         values[:, :, -count:] = qkv[:, :, heads + kv_heads :].transpose(1, 2)
         # The query heads of a group become further queries of its one KV head: K and V are read once, never repeated.
-        q = qk[:, :, :heads].unflatten(2, (kv_heads, group)).transpose(1, 2)
+        q = qk[:, :, :heads].view(batch, count, kv_heads, group, head_dim).transpose(1, 2)
         q = q.reshape(batch, kv_heads, count * group, head_dim)
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         y = y.view(batch, kv_heads, count, group * head_dim).transpose(1, 2).reshape(*x.shape[:-1], heads * head_dim)

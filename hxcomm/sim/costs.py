@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import csv
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from hxcomm.sim.chips import Chip
-
-PS_PER_S = 10**12
-PS_PER_NS = 1000
+from hxcomm.sim.chips import DTYPES, PS_PER_NS, PS_PER_S, Chip, ChipError, exact, ns_to_ps
 
 KINDS = ("weights", "kv_cache", "other")
-DTYPES = ("float32", "bfloat16", "float16", "float8", "int8", "int4")  # of rates, the widest first
-BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "float8": 8, "int8": 8, "int4": 4}
 
 
 class CostError(ValueError):
@@ -47,12 +42,9 @@ class CostModel:
     """The time of ops on one chip. `table` is `table:FILE.csv` or `python:MODULE.FUNCTION`; raises CostError."""
 
     def __init__(self, chip: Chip, table: str | None = None) -> None:
-        self._bytes_per_s = chip.memory.bandwidth_bytes_per_s * chip.memory.achieved
-        self._rates = {
-            name: rate * chip.compute.achieved for name, rate in _all_rates(chip.compute.flops_per_s).items()
-        }
-        self._slowest = min(self._rates.values(), default=0.0)
-        self._fixed_ps = round(chip.compute.fixed_ns_per_op * PS_PER_NS)
+        self._bytes_per_s = chip.memory.achieved_bytes_per_s
+        self._flops_per_s = {dtype: _rate(chip, dtype) for dtype in DTYPES}
+        self._fixed_ps = ns_to_ps(chip.compute.fixed_ns_per_op)
         self._override = None if table is None else _override(table, chip)
         self._known: dict[OpRecord, int] = {}
 
@@ -70,30 +62,23 @@ class CostModel:
                 return time_ps
         if record.nbytes == 0 and record.flops == 0:
             return 0
-        memory_ps = record.nbytes * PS_PER_S / self._bytes_per_s
-        # Dtypes that chips state no rate for (float64, int64) go at the slowest one there is.
-        rate = self._rates.get(record.dtype, self._slowest)
-        compute_ps = record.flops * PS_PER_S / rate if record.flops else 0.0
-        return round(max(memory_ps, compute_ps)) + self._fixed_ps
+        longest = record.nbytes * PS_PER_S / self._bytes_per_s
+        if record.flops:
+            # float64 and int64, of which chip files know no rate, as the widest type that they may know.
+            rate = self._flops_per_s.get(record.dtype, self._flops_per_s["float32"])
+            longest = max(longest, record.flops * PS_PER_S / rate)
+        return round(longest) + self._fixed_ps
 
 
-def _all_rates(given: Mapping[str, float]) -> dict[str, float]:
-    """A rate for each dtype: where none is given, that of the next wider dtype, else of the widest one given.
-
-    Between float16 and bfloat16, which are equally wide, either stands for the other; so do float8 and int8.
+def _rate(chip: Chip, dtype: str) -> Fraction:
+    """Achieved, of the dtype or the next wider one, else of the widest one that the chip names: a run in float32 on a
+    chip for float16 is costed as if it were in float16, rather than not at all.
     """
-    rates: dict[str, float] = {}
-    for dtype in DTYPES:
-        nearest = sorted((other for other in given if other in BITS), key=lambda other: _distance(dtype, other))
-        if nearest:
-            rates[dtype] = given[nearest[0]]
-    return rates
-
-
-def _distance(dtype: str, other: str) -> tuple[bool, bool, int]:
-    """Orders stand-ins for `dtype`: itself, then wider ones from near to far, then narrower ones."""
-    wider = BITS[other] - BITS[dtype]
-    return other != dtype, wider < 0, abs(wider)
+    try:
+        peak = chip.compute.peak_flops_per_s(dtype)
+    except ChipError:
+        peak = next(chip.compute.flops_per_s[each] for each in DTYPES if each in chip.compute.flops_per_s)
+    return exact(peak) * exact(chip.compute.achieved)
 
 
 def _override(table: str, chip: Chip) -> Override:

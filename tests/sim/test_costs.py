@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hxcomm.sim.chips import Chip, Collective, Compute, Legal, Links, Memory
 from hxcomm.sim.costs import CostError, CostModel, OpRecord, pipelined
 
 
-def chip(**changes: Any) -> Any:
-    """What CostModel reads of a chip: 2e12 B/s of which half is achieved, 100e12 flops/s of which a tenth is."""
+def chip(**changes: Any) -> Chip:
+    """2e12 B/s of which half is achieved, 100e12 flops/s of which a tenth is."""
     values: dict[str, Any] = {
         "bandwidth": 2e12,
         "memory_achieved": 0.5,
@@ -21,11 +21,17 @@ def chip(**changes: Any) -> Any:
         "fixed_ns": 0,
         **changes,
     }
-    return SimpleNamespace(
-        memory=SimpleNamespace(bandwidth_bytes_per_s=values["bandwidth"], achieved=values["memory_achieved"]),
-        compute=SimpleNamespace(
-            flops_per_s=values["flops"], achieved=values["compute_achieved"], fixed_ns_per_op=values["fixed_ns"]
-        ),
+    return Chip(
+        name="test",
+        description="",
+        overlap_chunks=1,
+        memory=Memory(values["bandwidth"], capacity_bytes=1e9, achieved=values["memory_achieved"]),
+        compute=Compute(values["flops"], achieved=values["compute_achieved"], fixed_ns_per_op=values["fixed_ns"]),
+        collective=Collective(),
+        links=(Links("ring", 1e9, 100, "cut_through"),),
+        legal=Legal(),
+        power=None,
+        sources={},
     )
 
 
