@@ -59,6 +59,9 @@ class Ranks:
         self.comm.all_reduce(x, torchcomms.ReduceOp.SUM, False)
         return x
 
+    def linear_all_reduce(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self.all_reduce(torch.nn.functional.linear(x, weight))
+
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         gathered = x.new_empty(self.world_size, x.numel())
         self.comm.all_gather_single(gathered, x, False)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,6 +34,10 @@ class Communication:
         if not self.alone:
             self.timed("all_reduce", x.nbytes, lambda: dist.all_reduce(x))
         return x
+
+    def linear_all_reduce(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The sum over all ranks of x @ weight.T."""
+        return self.all_reduce(F.linear(x, weight))
 
     def all_gather(self, x: Tensor) -> Tensor:
         """[n] of every rank -> [world_size, n], in rank order."""

@@ -26,6 +26,10 @@ class Communication(Protocol):
         """Sum x over all ranks, in place; returns x."""
         ...
 
+    def linear_all_reduce(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The sum over all ranks of x @ weight.T, each rank having some of the inputs: in one piece or overlapped."""
+        ...
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -129,12 +133,12 @@ class Decoder:
         q = q.reshape(batch, kv_heads, count * group, head_dim)
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         y = y.view(batch, kv_heads, count, group * head_dim).transpose(1, 2).reshape(*x.shape[:-1], heads * head_dim)
-        return self.communication.all_reduce(F.linear(y, layer.output))
+        return self.communication.linear_all_reduce(y, layer.output)
 
     def mlp(self, layer: Layer, x: Tensor) -> Tensor:
         """SwiGLU (arXiv:2002.05202) over this rank's columns, then the sum over ranks."""
         gate, up = F.linear(x, layer.gate_up).chunk(2, dim=-1)
-        return self.communication.all_reduce(F.linear(F.silu(gate).mul_(up), layer.down))
+        return self.communication.linear_all_reduce(F.silu(gate).mul_(up), layer.down)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (arXiv:1910.07467): x / sqrt(mean(x^2) + eps) * weight, the mean in float32.

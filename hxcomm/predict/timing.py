@@ -1,0 +1,100 @@
+"""How long a recorded pass takes on chips: ops one after another on each rank, collectives among all of them.
+
+Each rank has a clock. An op advances its rank's; a collective begins on each rank when the rank's clock says so, and
+the simulated links say when it ends there. Knows neither torch nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hxcomm.decoder.shards import even
+from hxcomm.predict.steps import Collective, LinearAllReduce, Pass, Step
+from hxcomm.sim.costs import KINDS, CostModel, OpRecord
+
+# When each rank is done, of a collective that they begin at these times; all in picoseconds of one clock.
+TimeCollective = Callable[[Collective, Sequence[int]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the time of one rank went, in picoseconds. What is hidden passed while others of these did."""
+
+    weights: int
+    kv_cache: int
+    other: int
+    exposed_communication: int
+    hidden_communication: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.other + self.exposed_communication
+
+
+@dataclass
+class _Clock:
+    """Of one rank."""
+
+    now: int = 0
+    ops: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    exposed: int = 0
+    hidden: int = 0
+
+
+def time_pass(recorded: Pass, costs: CostModel, time_collective: TimeCollective, *, chunks: int) -> Parts:
+    """Of the rank that is done last. `chunks` is how many pieces of a product travel while the next one is computed."""
+    clocks = [_Clock() for _ in recorded.stream_of_rank]
+    for steps in zip(*(stream.steps for stream in recorded.streams), strict=True):
+        of_ranks = [steps[stream] for stream in recorded.stream_of_rank]
+        if isinstance(steps[0], OpRecord):
+            _compute(clocks, of_ranks, costs)
+        elif isinstance(steps[0], Collective):
+            _communicate(clocks, of_ranks, time_collective)
+        else:
+            _overlap(clocks, of_ranks, costs, time_collective, chunks)
+    last = max(clocks, key=lambda clock: clock.now)
+    return Parts(**last.ops, exposed_communication=last.exposed, hidden_communication=last.hidden)
+
+
+def _compute(clocks: list[_Clock], of_ranks: Sequence[Step], costs: CostModel) -> None:
+    for clock, record in zip(clocks, of_ranks, strict=True):
+        assert isinstance(record, OpRecord)
+        time_ps = costs.op_ps(record)
+        clock.now += time_ps
+        clock.ops[record.kind] += time_ps
+
+
+def _communicate(clocks: list[_Clock], of_ranks: Sequence[Step], time_collective: TimeCollective) -> None:
+    collective = of_ranks[0]
+    assert isinstance(collective, Collective)
+    for clock, done in zip(clocks, time_collective(collective, [clock.now for clock in clocks]), strict=True):
+        clock.exposed += done - clock.now
+        clock.now = done
+
+
+def _overlap(
+    clocks: list[_Clock],
+    of_ranks: Sequence[Step],
+    costs: CostModel,
+    time_collective: TimeCollective,
+    chunks: int,
+) -> None:
+    """Chunk k travels while chunk k + 1 is computed; a rank's links take its chunks one after another."""
+    linears = [step for step in of_ranks if isinstance(step, LinearAllReduce)]
+    computed = [clock.now for clock in clocks]
+    travelled = list(computed)
+    carried = [0 for _ in clocks]
+    columns = linears[0].columns
+    for width in even(columns, min(chunks, columns)):
+        for rank, linear in enumerate(linears):
+            time_ps = costs.op_ps(linear.product(width))
+            clocks[rank].ops["weights"] += time_ps
+            computed[rank] += time_ps
+        starts = [max(ready, free) for ready, free in zip(computed, travelled, strict=True)]
+        travelled = list(time_collective(linears[0].sum(width), starts))
+        carried = [sum(each) for each in zip(carried, travelled, map(int.__neg__, starts), strict=True)]
+    for clock, ready, done, moving in zip(clocks, computed, travelled, carried, strict=True):
+        clock.now = done
+        clock.exposed += done - ready
+        clock.hidden += moving - (done - ready)
