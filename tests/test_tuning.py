@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an unknown device": (lambda raw: raw["rows"][0].update(device="cuda"), "rows[0].device is 'cuda'"),
     "an unknown algorithm": (
         lambda raw: raw["rows"][3].update(algorithm="one_shot"),
-        "rows[3].algorithm is 'one_shot'; it must be one of: direct, hierarchical, ring",
+        "rows[3].algorithm is 'one_shot'; it must be one of: direct, hierarchical, ring, ring_bidirectional",
     ),
     "an unknown runner-up": (
         lambda raw: raw["rows"][0]["runner_up"].update(algorithm="fast"),
@@ -274,7 +274,7 @@ def test_candidates_are_what_the_built_in_choice_could_make_unasked() -> None:
 
     assert found(one_host) == {
         "all_reduce": ["one_shot", "two_shot"],
-        "all_gather": ["direct", "ring"],
+        "all_gather": ["direct", "ring", "ring_bidirectional"],
         "reduce_scatter": ["direct"],
         "broadcast": ["binomial_tree", "direct"],
         "reduce": ["direct"],

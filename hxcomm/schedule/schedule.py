@@ -68,18 +68,20 @@ def reduce(rank: int, sources: Iterable[Location], *destinations: Location) -> T
 class Rotation:
     """A round in which all ranks do alike: `transfers` are those of rank 0, and rank r does them rotated by r.
 
-    Rotating adds r, modulo the world size, to every rank, and to the chunk of every location in a `rotated` buffer.
+    Rotating adds r, modulo the world size, to every rank, and `step` times as much, modulo `step` times as much, to the
+    chunk of every location in a `rotated` buffer, which thus has `step` chunks that belong to each rank.
     A ring of n ranks is thus O(n) objects instead of O(n^2): 512 ranks written out took 341 MiB.
     """
 
     transfers: Sequence[Transfer]
     rotated: tuple[Buffer, ...] = ()
+    step: int = 1
 
     def expanded(self, world_size: int) -> list[Transfer]:
         def turn(location: Location, by: int) -> Location:
             rank, buffer, chunk = location
             if buffer in self.rotated:
-                chunk = (chunk + by) % world_size
+                chunk = (chunk + by * self.step) % (world_size * self.step)
             return Location((rank + by) % world_size, buffer, chunk)
 
         return [

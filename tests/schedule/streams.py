@@ -85,7 +85,7 @@ class Step:
 def random_call(rng: random.Random, n: int, op: str | None = None, algorithm: str | None = None) -> Call:
     op = op or rng.choice(algorithms.OPS)
     algorithm = algorithm or rng.choice(algorithms.names(op))
-    longest = rng.choice((0, 1, n, 2 * n + 1))
+    longest = rng.choice((0, 1, n, 2 * n, 2 * n + 1))  # 2n: as many elements as the chunks of bidirectional rings
     if op == "all_to_all":
         counts = tuple(tuple(rng.randint(0, longest) for _ in range(n)) for _ in range(n))
     else:

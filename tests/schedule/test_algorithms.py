@@ -21,11 +21,11 @@ def registry() -> Iterator[None]:
 
 def test_algorithms_are_discovered_by_their_files() -> None:
     assert {op: algorithms.names(op) for op in algorithms.OPS} == {
-        "all_reduce": ["hierarchical", "one_shot", "ring", "two_shot"],
+        "all_reduce": ["hierarchical", "one_shot", "ring", "ring_bidirectional", "two_shot"],
         "broadcast": ["binomial_tree", "direct", "hierarchical"],
         "reduce": ["binomial_tree", "direct", "hierarchical"],
-        "all_gather": ["direct", "hierarchical", "ring"],
-        "reduce_scatter": ["direct", "hierarchical", "ring"],
+        "all_gather": ["direct", "hierarchical", "ring", "ring_bidirectional"],
+        "reduce_scatter": ["direct", "hierarchical", "ring", "ring_bidirectional"],
         "gather": ["direct"],
         "scatter": ["direct"],
         "all_to_all": ["direct"],
@@ -46,7 +46,7 @@ def test_a_schedule_carries_the_name_it_was_built_by() -> None:
         (("allreduce", "ring", 2), "there is no op 'allreduce'; the ops are: all_reduce, "),
         (
             ("all_reduce", "tree", 2),
-            "all_reduce has no algorithm 'tree'; it has: hierarchical, one_shot, ring, two_shot",
+            "all_reduce has no algorithm 'tree'; it has: hierarchical, one_shot, ring, ring_bidirectional, two_shot",
         ),
         (("all_reduce", "ring", 0), "the world size is 0"),
         (("broadcast", "direct", 2), "the root of broadcast is None; it must be a rank, 0 to 1"),
@@ -130,6 +130,14 @@ def test_a_rotation_is_what_every_rank_does_seen_from_itself() -> None:
     rotation = Rotation([copy(0, Location(2, "output", 1), Location(0, "scratch", 1))], rotated=("output",))
     assert rotation.expanded(3) == [
         copy(r, Location((2 + r) % 3, "output", (1 + r) % 3), Location(r, "scratch", 1)) for r in range(3)
+    ]
+
+
+def test_a_rotation_of_several_chunks_a_rank_turns_as_many_at_once() -> None:
+    rotation = Rotation([copy(0, Location(1, "output", 5), Location(0, "output", 1))], rotated=("output",), step=2)
+    assert rotation.expanded(3) == [
+        copy(r, Location((1 + r) % 3, "output", (5 + 2 * r) % 6), Location(r, "output", (1 + 2 * r) % 6))
+        for r in range(3)
     ]
 
 

@@ -15,6 +15,7 @@ from schedule.simulated_processes import interleave, one_group
 from schedule.streams import WORLD_SIZES, Step, WrongError, random_step, random_stream
 
 from hxcomm import algorithms
+from hxcomm.schedule.extents import piece_extent
 from hxcomm.schedule.plan import Wait
 
 SEEDS = 60  # a portion of a world size
@@ -59,9 +60,12 @@ def waits_of(op: str, algorithm: str, root: int | None, n: int, private: bool) -
 
 def long_step(rng: random.Random, n: int, op: str, algorithm: str, root: int | None) -> Step:
     """A step whose chunks are not empty, so that there is something to see."""
+    pieces = algorithms.build(op, algorithm, n, root).pieces
     while True:
         step = random_step(rng, n, "alike", op, algorithm)
-        if step.calls[0].root == root and max(map(max, step.calls[0].counts)) >= n:
+        call = step.calls[0]
+        first, end = piece_extent(max(map(max, call.counts)), pieces, pieces - 1, high=call.window, quantum=1)
+        if call.root == root and max(map(max, call.counts)) >= n and first < end:
             return step
 
 
