@@ -12,7 +12,7 @@ SECONDS=0
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 fail() {
-  printf 'scripts/%s: %s\n' "$(basename "$0")" "$1" >&2
+  printf '%s: %s\n' "$0" "$1" >&2
   shift
   (($# == 0)) || printf '  %s\n' "$@" >&2
   exit 1
