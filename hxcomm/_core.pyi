@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 PROTOCOL_VERSION: int
@@ -144,3 +144,51 @@ def copy_seconds(*, nbytes: int, iterations: int) -> float: ...
 def set_reduce_isa(isa: str) -> None: ...
 def arm_failpoint(text: str) -> None: ...
 def reduce_isa() -> str: ...
+
+class SimulatedProgram:
+    """A Schedule as the engine of the simulator runs it."""
+
+    @property
+    def nodes(self) -> int: ...
+    def fold(self) -> SimulatedProgram: ...
+
+class Simulation:
+    """A program on the links of a network."""
+
+    def __init__(
+        self,
+        program: SimulatedProgram,
+        links: Sequence[tuple[int, int, int, int, int, bool]],
+        route: Callable[[int, int], Sequence[int]],
+    ) -> None: ...
+    def run(
+        self,
+        *,
+        piece_bytes: Sequence[int],
+        starts: Sequence[int],
+        chip: tuple[int, int],
+        credits: int = 0,
+        record: bool = False,
+    ) -> tuple[
+        tuple[int, ...],
+        list[tuple[int, int, int]],
+        list[tuple[str, int, int, int, int, int, int]],
+        list[tuple[int, int, int, int]],
+    ]: ...
+
+def prepare_simulation(
+    rounds: Iterable[Any],
+    *,
+    world_size: int,
+    pieces: int,
+    in_place: bool,
+    rotation: bool,
+    chunks: Sequence[int],
+) -> SimulatedProgram | str: ...
+def time_messages(
+    *,
+    links: Sequence[tuple[int, int, int, int, int, bool]],
+    nbytes: Sequence[int],
+    starts: Sequence[int],
+    routes: Sequence[Sequence[int]],
+) -> list[int]: ...

@@ -408,6 +408,7 @@ PYBIND11_MODULE(_core, m) {
   });
   bind_runtime(m);
   bind_plans(m);
+  bind_simulation(m);
   py::class_<PyGroup> group(m, "Group", "A group of ranks that run collectives together.");
   bind_making(group);
   bind_running(group);

@@ -33,5 +33,6 @@ Nonce nonce_from(const std::string& bytes);  // throws Error{init} where these a
 
 void bind_wire(pybind11::class_<Runtime, std::shared_ptr<Runtime>>& runtime);
 void bind_notes(pybind11::class_<Runtime, std::shared_ptr<Runtime>>& runtime);
+void bind_simulation(pybind11::module_& m);
 
 }  // namespace hxcomm

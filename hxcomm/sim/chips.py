@@ -109,9 +109,9 @@ class Links:
     """One level of the interconnect: every chip has such links."""
 
     topology: Topology = field(metadata={"kind": "word", "words": TOPOLOGIES})
+    forwarding: Forwarding = field(metadata={"kind": "word", "words": FORWARDINGS})
     bandwidth_bytes_per_s: float = _number()
     latency_ns: float = _number(zero=True)
-    forwarding: Forwarding = field(metadata={"kind": "word", "words": FORWARDINGS})
     shape: tuple[int, ...] | None = field(default=None, metadata={"kind": "shape"})
     directions: int = _whole(most=2, default=2)
     achieved: float = _number(most=1, default=1)

@@ -58,24 +58,27 @@ class Dimension(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Interconnect:
-    """links: of the form (class, rank) for a single ring, switch or full: those of a class do alike on every rank."""
+    """links: where the network rotates, those that are alike for all ranks stand together, in the order of ranks.
+    dimensions: where there are none, only the links count, and messages take the fewest hops."""
 
     world_size: int
-    dimensions: tuple[Dimension, ...]
     links: tuple[Link, ...]
+    dimensions: tuple[Dimension, ...] = ()
     faults: tuple[Fault, ...] = ()
-    _routes: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _routes: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rotates(self) -> bool:
         """Whether renaming rank r to r+1 changes nothing."""
         kinds = [each.kind for each in self.dimensions if each.size > 1]
-        return not self.faults and (not kinds or (len(kinds) == 1 and kinds[0] != "line"))
+        if self.faults or not self.dimensions:
+            return False
+        return not kinds or (len(kinds) == 1 and kinds[0] != "line")
 
     @cached_property
     def identity(self) -> tuple[object, ...]:
         """Equal where times are."""
-        return self.world_size, self.dimensions, self.faults
+        return self.world_size, self.dimensions or self.links, self.faults
 
     def route(self, source: int, target: int) -> tuple[int, ...]:
         """The links by which a message of a rank reaches another one, in order. Raises InterconnectError for none."""
@@ -86,8 +89,8 @@ class Interconnect:
         found = self._routes.get((source, target))
         if found is None:
             found = tuple(self._by_dimensions(source, target))
-            if any(self.links[each].bytes_per_s == 0 for each in found):
-                found = self._round_dead_links(source, target)
+            if not self.dimensions or any(self.links[each].bytes_per_s == 0 for each in found):
+                found = self._fewest_hops(source, target)
             self._routes[source, target] = found
         return found
 
@@ -97,7 +100,7 @@ class Interconnect:
 
     def text(self) -> str:
         """One line, for tables and summaries."""
-        parts = []
+        parts = [] if self.dimensions else [f"{self.world_size} ranks on {len(self.links)} links"]
         for each in self.dimensions:
             level = each.level
             ways = {1: ", one direction", 2: ", two directions"}[each.directions] if each.kind == "ring" else ""
@@ -135,7 +138,7 @@ class Interconnect:
                 yield from [start + each for each in _steps(dimension, at[d], to[d])]
                 at = (*at[:d], to[d], *at[d + 1 :])
 
-    def _round_dead_links(self, source: int, target: int) -> tuple[int, ...]:
+    def _fewest_hops(self, source: int, target: int) -> tuple[int, ...]:
         """The fewest hops over links that live, of several the one whose links have the lowest numbers."""
         came: dict[int, int] = {source: -1}
         queue = deque([source])
@@ -180,7 +183,7 @@ def interconnect(
     levels = _levels(chip, topology)
     dimensions = tuple(_dimensions(levels, world_size, topology or "the chip's links"))
     broken = tuple(parse_fault(each) if isinstance(each, str) else each for each in faults)
-    network = Interconnect(world_size, dimensions, tuple(_links(dimensions, world_size)), broken)
+    network = Interconnect(world_size, tuple(_links(dimensions, world_size)), dimensions, broken)
     return _with_faults(network) if broken else network
 
 
@@ -350,7 +353,7 @@ def _with_faults(network: Interconnect) -> Interconnect:
             raise InterconnectError(f"there is no link {fault.a}-{fault.b}: {beside}")
         for i in hit:
             links[i] = links[i]._replace(bytes_per_s=links[i].bytes_per_s * fault.speed)
-    broken = replace(network, links=tuple(links), _routes={})
+    broken = replace(network, links=tuple(links))
     if any(not fault.speed for fault in network.faults):
         for rank in range(1, network.world_size):  # all reach 0 and 0 reaches all, so all reach all
             broken.route(0, rank)
