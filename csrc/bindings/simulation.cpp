@@ -73,13 +73,14 @@ Program program_from(const py::iterable& rounds, const Shape& shape) {
   Dataflow dataflow(shape);
   for (const py::handle round : rounds) {
     if (!shape.rotation) {
-      dataflow.add_round(transfers(round), 0);
+      dataflow.add_round(transfers(round), 0, 1);
       continue;
     }
     if (!py::hasattr(round, "rotated")) throw NotRotational("a round is no Rotation");
     uint32_t rotated = 0;
     for (const py::handle name : round.attr("rotated")) rotated |= 1u << buffer_of(name);
-    dataflow.add_round(transfers(round.attr("transfers")), rotated);
+    const auto step = round.attr("step").cast<uint32_t>();
+    dataflow.add_round(transfers(round.attr("transfers")), rotated, step);
   }
   return dataflow.finish();
 }

@@ -26,7 +26,7 @@ Engine::Engine(const Program& program, const std::vector<Link>& links, Routes& r
   outcome_.finish = settings.starts;
   outcome_.links.resize(links.size());
   if (program.copies > 1)
-    for (uint32_t chunk = 0; chunk < static_cast<uint32_t>(program.world_size); ++chunk)
+    for (uint32_t chunk = 0; chunk < program.step * program.copies; ++chunk)
       turning_bytes_.push_back(settings.piece_bytes[chunk % program.pieces]);
   if (program.copies == 1) {
     memory_.emplace_back(program.nodes.size());

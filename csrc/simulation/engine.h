@@ -121,7 +121,8 @@ class Engine {
   }
   uint64_t nbytes_of(const Node& node, uint32_t instance) const {
     if (!node.turns) return settings_.piece_bytes[node.chunk];
-    return turning_bytes_[static_cast<size_t>(rank_of(static_cast<int32_t>(node.chunk), instance))];
+    const size_t chunk = node.chunk + size_t{instance} * program_.step, all = turning_bytes_.size();
+    return turning_bytes_[chunk >= all ? chunk - all : chunk];
   }
   const Route& route_of(const Message& message, uint32_t instance) {
     return routes_.get(message.lane, rank_of(message.source, instance));

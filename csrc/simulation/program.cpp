@@ -51,6 +51,12 @@ int32_t Dataflow::turned(int32_t value) const {
   return value < 0 ? value + n : value;
 }
 
+int32_t Dataflow::turned_chunk(int64_t chunk, int32_t by) const {
+  const int64_t all = static_cast<int64_t>(program_.step) * shape_.world_size;
+  chunk = (chunk + static_cast<int64_t>(by) * program_.step) % all;
+  return static_cast<int32_t>(chunk < 0 ? chunk + all : chunk);
+}
+
 Dataflow::Place Dataflow::place(const At& at, uint32_t rotated) {
   if (at.buffer < 0 || at.buffer > kMessage || at.rank < 0 || at.rank >= shape_.world_size || at.chunk < 0 ||
       static_cast<uint32_t>(at.chunk) >= shape_.chunks[at.buffer])
@@ -61,9 +67,10 @@ Dataflow::Place Dataflow::place(const At& at, uint32_t rotated) {
   const int turns = rotated >> at.buffer & 1;
   if (turning_[buffer] < 0) turning_[buffer] = turns;
   if (turning_[buffer] != turns) throw NotRotational("a buffer turns in some rounds only");
-  if (turns && shape_.chunks[at.buffer] < static_cast<uint32_t>(shape_.world_size))
-    throw Malformed("a buffer with fewer chunks than ranks cannot turn");
-  const int32_t chunk = turns ? turned(at.chunk - at.rank) : at.chunk;
+  if (turns &&
+      shape_.chunks[at.buffer] < static_cast<uint64_t>(program_.step) * static_cast<uint64_t>(shape_.world_size))
+    throw Malformed("a buffer that turns has too few chunks for all ranks");
+  const int32_t chunk = turns ? turned_chunk(at.chunk, -at.rank) : at.chunk;
   return {{static_cast<uint32_t>(buffer) << 30, static_cast<uint32_t>(chunk)}, at.rank};
 }
 
@@ -84,8 +91,14 @@ void Dataflow::make_unique(std::vector<From>& from, size_t first) {
              from.end());
 }
 
-void Dataflow::add_round(const std::vector<Transfer>& transfers, uint32_t rotated) {
+void Dataflow::add_round(const std::vector<Transfer>& transfers, uint32_t rotated, uint32_t step) {
   ++round_;
+  if (rotated != 0) {
+    if (step == 0) throw Malformed("a Rotation whose step is 0");
+    if (steps_ && step != program_.step) throw NotRotational("buffers turn by different steps");
+    steps_ = true;
+    program_.step = step;
+  }
   const auto first_node = static_cast<uint32_t>(program_.nodes.size());
   refuse_overlap(transfers, rotated, first_node);
   for (const Transfer& transfer : transfers) add_node(transfer, rotated);
@@ -131,13 +144,13 @@ void Dataflow::add_node(const Transfer& transfer, uint32_t rotated) {
 void Dataflow::size(Node& node, const Transfer& transfer, uint32_t rotated) {
   const State& value = state(place(transfer.sources[0], rotated), transfer.sources[0]);
   const int32_t by = place(transfer.sources[0], rotated).turn;
-  int32_t chunk = value.turns ? turned(value.chunk + by) : value.chunk;
+  int32_t chunk = value.turns ? turned_chunk(value.chunk, by) : value.chunk;
   bool turns = value.turns;
   const auto own = [&](const std::vector<At>& ats, int buffer) {
     for (const At& at : ats)
       if (at.rank == transfer.rank && at.buffer == buffer) {
-        chunk = at.chunk;
         turns = shape_.rotation && (rotated >> at.buffer & 1) != 0;
+        chunk = turns ? turned_chunk(at.chunk, 0) : at.chunk;
         return true;
       }
     return false;
@@ -145,7 +158,7 @@ void Dataflow::size(Node& node, const Transfer& transfer, uint32_t rotated) {
   own(transfer.destinations, kOutput) || own(transfer.sources, kOutput) || own(transfer.destinations, kInput) ||
       own(transfer.sources, kInput);
   node.turns = turns;
-  node.chunk = static_cast<uint32_t>(chunk) % (turns ? static_cast<uint32_t>(shape_.world_size) : shape_.pieces);
+  node.chunk = turns ? static_cast<uint32_t>(chunk) : static_cast<uint32_t>(chunk) % shape_.pieces;
 }
 
 // A reduction loads every source and stores to every destination. Data that has arrived is where it belongs; only what
@@ -233,7 +246,7 @@ void Dataflow::remember(const std::vector<Transfer>& transfers, uint32_t rotated
       found.readers.clear();
       found.turns = node.turns;
       const auto chunk = static_cast<int32_t>(node.chunk);
-      found.chunk = node.turns ? turned(chunk - written.turn) : chunk;
+      found.chunk = node.turns ? turned_chunk(chunk, -written.turn) : chunk;
       if (at.rank != transfers[i].rank) found.message = message++;
     }
   }

@@ -36,7 +36,7 @@ struct Span {
 struct Node {
   int32_t rank;  // of instance 0
   uint32_t round;
-  uint32_t chunk;  // turns: modulo the world size; otherwise the piece
+  uint32_t chunk;  // of instance 0; instance r has the one `step * r` further on, where it turns
   bool turns;
   bool reduces;
   uint32_t work;  // chunks that the chip loads and stores
@@ -52,6 +52,7 @@ struct Program {
   int world_size = 1;
   uint32_t copies = 1;
   uint32_t pieces = 1;
+  uint32_t step = 1;  // chunks that belong to each rank in buffers that turn
   bool folded = false;
   std::vector<Node> nodes;
   std::vector<Message> messages;
@@ -104,8 +105,8 @@ class Dataflow {
  public:
   explicit Dataflow(const Shape& shape);
 
-  // rotated: bit b is set where buffer b turns with the ranks. Only of a rotation.
-  void add_round(const std::vector<Transfer>& transfers, uint32_t rotated);
+  // rotated: bit b is set where buffer b turns with the ranks, by `step` chunks a rank. Only of a rotation.
+  void add_round(const std::vector<Transfer>& transfers, uint32_t rotated, uint32_t step);
   Program finish();
 
  private:
@@ -141,6 +142,7 @@ class Dataflow {
   void exits();
   void order_messages();
   int32_t turned(int32_t value) const;  // into [0, world size)
+  int32_t turned_chunk(int64_t chunk, int32_t by) const;
 
   struct From {
     uint32_t node;
@@ -155,6 +157,7 @@ class Dataflow {
   Program program_;
   uint32_t round_ = 0;
   int turning_[4] = {-1, -1, -1, -1};
+  bool steps_ = false;  // program_.step is known
   std::unordered_map<uint64_t, State> states_;
   std::unordered_map<int, uint32_t> lane_of_;
   std::vector<From> edges_, exits_, consumed_;

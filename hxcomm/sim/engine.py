@@ -67,11 +67,12 @@ class Timing:
         """The events that each could not begin before the one in front, up to the last of all. Needs record=True."""
         if self.events is None:
             raise ValueError("the critical path needs the events: ask for them with record=True")
+        events = self.events
         path = []
-        at = max(range(len(self.events)), key=lambda i: self.events[i].end_ps, default=None) if self.events else None
+        at = max(range(len(events)), key=lambda i: events[i].end_ps) if events else None
         while at is not None:
-            path.append(self.events[at])
-            at = self.events[at].predecessor
+            path.append(events[at])
+            at = events[at].predecessor
         return path[::-1]
 
 
@@ -100,8 +101,8 @@ def time_schedule(
 
     starts_ps: when each rank comes; left out, all at 0. A transfer begins when all ranks that it touches have come.
     fold: True demands it, False forbids it, None takes it where it is exact. record: keeps every event, so no folding.
-    Raises ValueError for arguments that do not fit, ScheduleError for a malformed Schedule, DeadlockError where credits of
-    links run out for good.
+    Raises ValueError for arguments that do not fit, ScheduleError for a malformed Schedule, DeadlockError where the
+    credits of links run out for good.
     """
     n = schedule.world_size
     if network is None:

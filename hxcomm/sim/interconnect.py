@@ -80,6 +80,13 @@ class Interconnect:
         """Equal where times are."""
         return self.world_size, self.dimensions or self.links, self.faults
 
+    @cached_property
+    def hosts(self) -> tuple[int, ...] | None:
+        """By the number of each rank's innermost ring, line or switch, for algorithms that depend on where ranks are:
+        its row of a torus, its host of ring:8/switch:4. None where there is one such set only."""
+        sizes = [each.size for each in self.dimensions if each.size > 1]
+        return tuple([rank // sizes[0] for rank in range(self.world_size)]) if len(sizes) > 1 else None
+
     def route(self, source: int, target: int) -> tuple[int, ...]:
         """The links by which a message of a rank reaches another one, in order. Raises InterconnectError for none."""
         if not (0 <= source < self.world_size and 0 <= target < self.world_size):

@@ -69,10 +69,17 @@ def reads_peers(schedule: Schedule) -> bool:
 
 def pushed(schedule: Schedule) -> Schedule:
     """The Schedule in which ranks touch their own memory only and send messages: hxcomm's pass for ranks on hosts of
-    their own. Rotations stay Rotations, as the pass would write out n^2 transfers."""
+    their own, each message sent by a transfer of its own. Rotations stay Rotations, as the pass would write out n^2
+    transfers."""
     n = schedule.world_size
     if n == 1 or not all(isinstance(round_, Rotation) for round_ in schedule.rounds()):
-        return lower(schedule, private=False, hosts=range(n))
+        crossed = lower(schedule, private=False, hosts=range(n))
+
+        def each_alone() -> Iterator[Round]:
+            for _, transfers in crossed.numbered_rounds():
+                yield [single for transfer in transfers for single in _sends_of(transfer)]
+
+        return replace(crossed, rounds=each_alone)
     messages = [0]
     for _ in _pushed_rotations(schedule, messages):
         pass
@@ -81,6 +88,12 @@ def pushed(schedule: Schedule) -> Schedule:
         return _pushed_rotations(schedule, [0])
 
     return replace(schedule, rounds=rounds, messages=messages[0], hosts=tuple(range(n)))
+
+
+def _sends_of(transfer: Transfer) -> list[Transfer]:
+    if any(at.buffer != "message" for at in transfer.destinations) or transfer.reduce:
+        return [transfer]
+    return [copy(transfer.rank, transfer.sources[0], message) for message in transfer.destinations]
 
 
 def _pushed_rotations(schedule: Schedule, messages: list[int]) -> Iterator[Rotation]:
@@ -118,9 +131,11 @@ def _pushed_rotations(schedule: Schedule, messages: list[int]) -> Iterator[Rotat
                     at = Location(at.rank, "message", number)
                 destinations.append(at)
             local.append(Transfer(rank, tuple(sources), tuple(destinations), transfer.reduce))
-        yield from [Rotation(each, round_.rotated) for each in (sends, local, receives) if each]
+        yield from [Rotation(each, round_.rotated, round_.step) for each in (sends, local, receives) if each]
 
 
 def _turned(at: Location, by: int, round_: Rotation, n: int) -> Location:
-    chunk = (at.chunk + by) % n if at.buffer in round_.rotated else at.chunk
+    chunk = at.chunk
+    if at.buffer in round_.rotated:
+        chunk = (chunk + by * round_.step) % (n * round_.step)
     return Location((at.rank + by) % n, at.buffer, chunk)
