@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an unknown device": (lambda raw: raw["rows"][0].update(device="cuda"), "rows[0].device is 'cuda'"),
     "an unknown algorithm": (
         lambda raw: raw["rows"][3].update(algorithm="one_shot"),
-        "rows[3].algorithm is 'one_shot'; it must be one of: direct, hierarchical, ring, ring_bidirectional",
+        "rows[3].algorithm is 'one_shot'; it must be one of: direct, hierarchical, line, ring",
     ),
     "an unknown runner-up": (
         lambda raw: raw["rows"][0]["runner_up"].update(algorithm="fast"),
@@ -274,16 +274,16 @@ def test_candidates_are_what_the_built_in_choice_could_make_unasked() -> None:
 
     assert found(one_host) == {
         "all_reduce": ["one_shot", "two_shot"],
-        "all_gather": ["direct", "ring", "ring_bidirectional"],
+        "all_gather": ["direct", "line", "ring", "ring_bidirectional"],
         "reduce_scatter": ["direct"],
-        "broadcast": ["binomial_tree", "direct"],
+        "broadcast": ["binomial_tree", "direct", "ring"],
         "reduce": ["direct"],
     }
     assert found(apart) == found(one_host)
     assert found(pairs)["all_reduce"] == ["hierarchical", "one_shot", "two_shot"]
     assert found(pairs)["reduce"] == ["direct", "hierarchical"]
     assert found(pairs, rank_order=True)["all_reduce"] == ["one_shot", "two_shot"]
-    assert found(pairs, rank_order=True)["broadcast"] == ["binomial_tree", "direct", "hierarchical"]
+    assert found(pairs, rank_order=True)["broadcast"] == ["binomial_tree", "direct", "hierarchical", "ring"]
 
 
 def test_every_op_that_leaves_a_choice_can_be_measured() -> None:

@@ -21,10 +21,10 @@ def registry() -> Iterator[None]:
 
 def test_algorithms_are_discovered_by_their_files() -> None:
     assert {op: algorithms.names(op) for op in algorithms.OPS} == {
-        "all_reduce": ["hierarchical", "one_shot", "ring", "ring_bidirectional", "two_shot"],
-        "broadcast": ["binomial_tree", "direct", "hierarchical"],
-        "reduce": ["binomial_tree", "direct", "hierarchical"],
-        "all_gather": ["direct", "hierarchical", "ring", "ring_bidirectional"],
+        "all_reduce": ["hierarchical", "line", "one_shot", "ring", "ring_bidirectional", "torus", "two_shot"],
+        "broadcast": ["binomial_tree", "direct", "hierarchical", "ring"],
+        "reduce": ["binomial_tree", "direct", "hierarchical", "ring"],
+        "all_gather": ["direct", "hierarchical", "line", "ring", "ring_bidirectional"],
         "reduce_scatter": ["direct", "hierarchical", "ring", "ring_bidirectional"],
         "gather": ["direct"],
         "scatter": ["direct"],
@@ -46,7 +46,7 @@ def test_a_schedule_carries_the_name_it_was_built_by() -> None:
         (("allreduce", "ring", 2), "there is no op 'allreduce'; the ops are: all_reduce, "),
         (
             ("all_reduce", "tree", 2),
-            "all_reduce has no algorithm 'tree'; it has: hierarchical, one_shot, ring, ring_bidirectional, two_shot",
+            "all_reduce has no algorithm 'tree'; it has: hierarchical, line, one_shot, ring, ring_bidirectional, torus",
         ),
         (("all_reduce", "ring", 0), "the world size is 0"),
         (("broadcast", "direct", 2), "the root of broadcast is None; it must be a rank, 0 to 1"),
