@@ -7,6 +7,7 @@ what a device executes. Knows neither chips nor which model runs.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cache
 from types import NoneType, TracebackType
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ class Recorder(TorchDispatchMode):
         self.largest_op = 0
         self.multiplied: set[int] = set()  # storages of weights that are matrices of products
 
+    def add_cache(self, tensor: Tensor) -> None:
+        self.cache[_storage(tensor)] = tensor
+
     def __enter__(self) -> Self:
         self._inference = torch.inference_mode()
         self._inference.__enter__()
@@ -60,11 +64,9 @@ class Recorder(TorchDispatchMode):
             # torch would pick the formula of a device without attention kernels, which copies keys and values.
             with self:
                 return _attention(*args, **kwargs)
-        if func._can_decompose():
+        if _is_composite(func):
             with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         if func.is_view:
             return func(*args, **kwargs)
         record, result = _execute(func, args, kwargs)
@@ -124,6 +126,16 @@ class Peers:
     def _add(self, collective: Collective) -> None:
         if self.world_size > 1 and self.recorder is not None:
             self.recorder.steps.append(collective)
+
+
+# An op with such a kernel consists of other ops on every device. (OpOverload.decompose would take Python stand-ins for
+# some of them, which copy where the kernel does not: dropout in evaluation.)
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
 
 
 def _attention(

@@ -13,7 +13,7 @@ from hxcomm.sim.costs import OpRecord
 
 
 class Collective(NamedTuple):
-    """A collective of all ranks. `nbytes` are of one block of the call: all of an all_reduce, one rank's of a gather."""
+    """Of all ranks. `nbytes` are of one block of the call: all of an all_reduce, one rank's part of an all_gather."""
 
     op: str
     nbytes: int

@@ -154,7 +154,9 @@ def _flops(name: str, args: Sequence[object], outputs: Sequence[TensorMeta]) -> 
     formula = _formula(name)
     if formula is None:
         return 0
-    shapes = [tuple(each.shape) if isinstance(each, TensorMeta) else each for each in args]
+    # Formulas of products take their tensors alone: what else the op was given may stand in any order here.
+    given = _tensors(args) if name in KINDS else args
+    shapes = [tuple(each.shape) if isinstance(each, TensorMeta) else each for each in given]
     return int(formula(*shapes, out_val=tuple(outputs[0].shape) if outputs else None))
 
 

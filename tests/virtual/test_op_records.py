@@ -94,6 +94,13 @@ def test_the_flops_are_those_of_torchs_own_counter() -> None:
     assert record.flops == counter.get_total_flops()
 
 
+def test_scalars_among_the_arguments_of_a_product_change_nothing() -> None:
+    args = (meta(5, 7, 11), meta(5, 7, 9), meta(5, 9, 11))
+    plain = record_of("aten::baddbmm", args, [meta(5, 7, 11)])
+    assert record_of("aten::baddbmm", (*args, 1.0, 0.5), [meta(5, 7, 11)]) == plain
+    assert plain.flops == 2 * 5 * 7 * 9 * 11
+
+
 def test_an_op_of_another_library_counts_its_tensors() -> None:
     assert record_of("hxcomm::nothing_known", (meta(4, 4), 3), [meta(4)]).nbytes == 32 + 8
     assert record_of("nobody::nothing_known", (meta(4, 4), None), [meta(4)]).nbytes == 32 + 8
