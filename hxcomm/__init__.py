@@ -79,8 +79,14 @@ def _autoload() -> None:
     Never raises, since torch would turn it into a failed `import torch`; except with HXCOMM_CPU=1, where a program that
     went on would quietly use another backend.
     """
-    for what, register in (("device", _register_device), ("backend", _register_backend), ("engines", _watch_engines)):
-        try:  # the device first: the backend serves it
+    steps = {
+        "device": _register_device,  # first: the backend serves it
+        "backend": _register_backend,
+        "operators": _register_operators,
+        "engines": _watch_engines,
+    }
+    for what, register in steps.items():
+        try:
             register()
         except Exception as error:
             if _is_asked_for():
@@ -91,13 +97,31 @@ def _autoload() -> None:
 def _register_device() -> None:
     from hxcomm.device import registration
 
-    registration.register()
+    if registration.register():
+        from hxcomm.device import lifecycle
+
+        lifecycle.when_made(_start_clock)
+
+
+def _start_clock() -> None:
+    from hxcomm import environment
+
+    if environment.SIM.get() is not None:
+        from hxcomm.virtual import clock
+
+        clock.start()
 
 
 def _register_backend() -> None:
     from hxcomm.c10d import register_backend
 
     register_backend()
+
+
+def _register_operators() -> None:
+    from hxcomm import linear_all_reduce
+
+    linear_all_reduce.register()
 
 
 def _watch_engines() -> None:

@@ -21,6 +21,7 @@ from hxcomm import build_check, environment
 
 if TYPE_CHECKING:
     from hxcomm import _C, _core, bootstrap
+    from hxcomm.virtual.groups import SimulatedGroup
 
 BACKEND = "hxcomm"
 
@@ -195,13 +196,20 @@ def make_process_group(
     if meet is None:
         meet = bootstrap.StoreMeeting(member.store, member.rank, member.name, member.timeout_s, death_of)
     try:
-        planner = Planner(member.rank, Layout(member.world_size), member.name, asked, segment_bytes)
+        simulated = _simulated(member)
+        target = simulated.target if simulated is not None else None
+        planner = Planner(member.rank, Layout(member.world_size), member.name, asked, segment_bytes, target)
     except ValueError as error:
         meet.decline(str(error))
         raise
 
     def lay_out(hosts: tuple[int, ...]) -> None:
         planner.layout = Layout(member.world_size, hosts)
+        if simulated is not None and planner.layout.n_hosts > 1:
+            meet.fail(
+                f"HXCOMM_SIM={environment.SIM.get()} with ranks on {planner.layout.n_hosts} hosts: virtual time is told "
+                "where all ranks are on one host; the chips are simulated, so start all ranks there"
+            )
 
     group = bootstrap.create_group(
         meet,
@@ -232,8 +240,21 @@ def make_process_group(
         options=pg_options,
         shrink=shrink,
         split=split,
+        timer=simulated.ends_ps if simulated is not None else None,
+        name=member.name,
     )
     return Made(process_group, member, group, group.death_of)
+
+
+def _simulated(member: Membership) -> SimulatedGroup | None:
+    """The group on the chips that HXCOMM_SIM names, or None where it names none. Raises ValueError where it cannot."""
+    if environment.SIM.get() is None:
+        return None
+    from hxcomm.virtual import groups  # most programs do without
+
+    known = dist.get_world_size() if dist.is_initialized() else 0
+    ranks_in_all = max(known, member.world_size, max(member.global_ranks) + 1)
+    return groups.join(member.name, member.rank, member.global_ranks, ranks_in_all)
 
 
 def monitored_barrier(

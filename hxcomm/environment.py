@@ -316,6 +316,28 @@ SEGMENT: Variable[int | None] = Variable(
     "Staging segment: an op on CPU tensors larger than this runs as a pipeline of pieces of this size.",
     _nbytes_or_auto,
 )
+SIM: Variable[str | None] = Variable(
+    "HXCOMM_SIM",
+    "the name of a chip (`hxcomm chips` lists them) or a chip file",
+    None,
+    "Tells virtual time: ops of device hx and their collectives take as long as on that chip, which also decides which "
+    "algorithms run. Results stay what they are.",
+    str,
+)
+SIM_COSTS: Variable[str | None] = Variable(
+    "HXCOMM_SIM_COSTS",
+    "table:FILE.csv or python:MODULE.FUNCTION",
+    None,
+    "With HXCOMM_SIM: the time of ops, where the table or the function knows it, instead of the chip's rates.",
+    str,
+)
+SIM_OUT: Variable[str | None] = Variable(
+    "HXCOMM_SIM_OUT",
+    "a folder",
+    None,
+    "With HXCOMM_SIM: a trace of virtual and real time and pictures are written there when the last rank ends.",
+    _folder,
+)
 SPIN_US: Variable[int | None] = Variable(
     "HXCOMM_SPIN_US",
     "microseconds, or auto",
@@ -351,7 +373,7 @@ VARIABLES: Mapping[str, Variable[object]] = {
     variable.name: variable
     for variable in (
         *(ALGO, DEBUG, EXECUTOR, ISA, CHECK, DETERMINISM, DUMP, FAILPOINT, HOST_ID, SEGMENT, SPIN_US, TRACE, TUNING),
-        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE, CPU, STATS),
+        *(DEVICE, CHIPS, HBM, FALLBACK, FENCE, CPU, STATS, SIM, SIM_COSTS, SIM_OUT),
         *(IFNAME, SECRET_FILE, SECRET, SECURITY, INSECURE),
     )
 }

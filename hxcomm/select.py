@@ -7,15 +7,21 @@ fingerprint, and a difference raises MismatchError before a byte moves. Knows no
 
 from __future__ import annotations
 
+import functools
+import string
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hxcomm import _core, algorithms, environment, tuning
 from hxcomm.schedule import OPS, compile_plan, prove
 from hxcomm.schedule.crossing import ranks_by_host, several
+
+if TYPE_CHECKING:
+    from hxcomm.sim.chips import Chip
+    from hxcomm.sim.interconnect import Interconnect
 
 # HXCOMM_SEGMENT=... torchrun --nproc-per-node 2 -m hxcomm.bench --ops all_reduce --sizes 16MiB, p50 in us: 16 KiB 3100,
 # 64 KiB 1456, 128 KiB 1311, 256 KiB 1192, 512 KiB 1161, 2 MiB 1141, one piece 1745. Smaller windows pay more
@@ -77,6 +83,44 @@ class Hints:
     rank_order: bool | None = None
 
 
+@dataclass(frozen=True)
+class Target:
+    """The simulated chips of a group and what links them: for tensors of device hx, what they would do is done."""
+
+    chip: Chip
+    network: Interconnect
+
+    def refusal(self, op: str, algorithm: str, root: int | None) -> str | None:
+        """The rule of the chip that the algorithm breaks, or None."""
+        n = self.network.world_size
+        roots = {root} if not OPS[op].rooted or root is not None else {0, n - 1}
+        return next((why for each in roots if (why := _refusal(self, op, algorithm, each)) is not None), None)
+
+    def fastest(self, op: str, nbytes: int, itemsize: int, root: int | None) -> Iterator[tuple[str, str]]:
+        """(algorithm, reason) of those that the chip can execute, the fastest first. ValueError where it can none."""
+        from hxcomm.sim import choosing
+
+        choice = choosing.choose(op, max(nbytes, itemsize), self.chip, self.network, itemsize=itemsize, root=root)
+        times = sorted(
+            {choice.algorithm: choice.timing.total_ps, **dict(choice.others)}.items(), key=lambda row: row[1]
+        )
+        times.sort(key=lambda row: row[0] != choice.algorithm)
+        for name, ps in times:
+            yield name, f"{self.chip.name} would take {ps / 1e6:g} us"
+
+
+@functools.cache
+def _refusal(target: Target, op: str, algorithm: str, root: int | None) -> str | None:
+    from hxcomm.sim import legality
+
+    root = root if OPS[op].rooted else None
+    return legality.legal(algorithms.build(op, algorithm, target.network.world_size, root), target.chip, target.network)
+
+
+def _itemsize(dtype: str) -> int:
+    return int(dtype.lstrip(string.ascii_letters) or 8) // 8  # bool has one byte
+
+
 _NO_HINTS = Hints()
 _hint_numbers: dict[Hints, int] = {_NO_HINTS: 0}
 _hints = [_NO_HINTS]
@@ -101,7 +145,7 @@ def register_selector(selector: Selector) -> Selector:
     """Asks `selector(op, nbytes, dtype, layout, chip)` before the built-in choice; usable as a decorator.
 
     `nbytes` are of one block of the call (0 for all_to_all and for a reduce_scatter of an uneven list, whose counts
-    differ by rank), `chip` is None outside simulation. It returns the name of an algorithm of that op, or None to leave
+    differ by rank), `chip` is the name of the simulated chip, None outside simulation. It returns the name of an algorithm of that op, or None to leave
     the choice to the next one. Every rank must register the same selectors before it makes a group, and they may depend
     on nothing else than their arguments: ranks that choose differently raise MismatchError. The answer is kept for each
     (op, dtype, reduce op, root, nbytes).
@@ -165,7 +209,8 @@ class Planner:
     Unknown ops and algorithms are refused here, when the group is made: ValueError listing those that exist.
     `segment_bytes`: of a window, where the user asked for it. `layout` may be set when it is known where the ranks are.
     The table that HXCOMM_TUNING names is read here, too, and wins over the built-in choice: ValueError where it is
-    wrong.
+    wrong. `target`: the chips that are simulated; they choose for tensors of device hx instead of table and built-in
+    choice, and what they cannot execute is a ValueError.
     """
 
     rank: int
@@ -173,6 +218,7 @@ class Planner:
     group: str
     overrides: Mapping[str, str]
     segment_bytes: int | None = None
+    target: Target | None = None
     _plans: dict[tuple[str, str, int, bool, tuple[int, ...], bool], _core.Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -182,6 +228,11 @@ class Planner:
         for op, algorithm in self.overrides.items():
             self._check(op, algorithm, "asked for (HXCOMM_ALGO or Options)")
             self._check_order(op, algorithm, self.rank_order)
+            self._check_target(op, algorithm, "asked for (HXCOMM_ALGO or Options)")
+
+    def _check_target(self, op: str, algorithm: str, by: str, root: int | None = None) -> None:
+        if self.target is not None and (why := self.target.refusal(op, algorithm, root)) is not None:
+            raise ValueError(f"{op} {algorithm}, {by}, cannot run on the simulated chip {self.target.chip.name}: {why}")
 
     def _check(self, op: str, algorithm: str, by: str) -> None:
         if op not in algorithms.OPS:
@@ -203,31 +254,56 @@ class Planner:
         segment = f"{self.segment_bytes} bytes" if self.segment_bytes else "default"
         order = "rank order" if self.rank_order else "any order"
         table = f"tuning {self.table.identity()}" if self.table else "no tuning"
-        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors; {table}"
+        chip = f"simulating {self.target.chip.name} {self.target.chip.digest[:16]}" if self.target else "no simulation"
+        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors; {table}; {chip}"
 
     def _ordered(self, hints: Hints) -> bool:
         return self.rank_order if hints.rank_order is None else hints.rank_order
 
-    def choose(self, op: str, nbytes: int, dtype: str, mapped: bool = False, hints: Hints = _NO_HINTS) -> Choice:
-        """By authority: the call's hints, what the user asked for, a registered selector, the table, the built-in
-        choice."""
+    def choose(
+        self, op: str, nbytes: int, dtype: str, mapped: bool = False, hints: Hints = _NO_HINTS, root: int | None = None
+    ) -> Choice:
+        """By authority: the call's hints, what the user asked for, a registered selector, the simulated chip, the
+        table, the built-in choice. `root`: None where the op has none, or any will do."""
         hinted = dict(hints.algorithms).get(op, hints.algorithm)
-        if hinted is not None:
-            self._check(op, hinted, "asked for by a hint")
-            return Choice(hinted, "asked for by a hint")
+        asked = self._asked(op, nbytes, dtype, hinted)
+        if asked is not None:
+            if mapped:
+                self._check_target(op, asked.algorithm, asked.why, root)
+            return asked
         rank_order = self._ordered(hints)
-        if op in self.overrides:
-            return Choice(self.overrides[op], "asked for (HXCOMM_ALGO or Options)")
-        for selector in reversed(_selectors):
-            name = selector(op, nbytes, dtype, self.layout, None)
-            if name is not None:
-                self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
-                return Choice(name, f"the selector {getattr(selector, '__name__', selector)!r}")
+        if self.target is not None and mapped:
+            return self._of_target(self.target, op, nbytes, dtype, root, rank_order)
         measured = self._measured(op, nbytes, mapped, rank_order)
         if isinstance(measured, Choice):
             return measured
         name, why = default_algorithm(op, nbytes, self.layout, mapped, rank_order)
         return Choice(name, f"{why}{measured}")
+
+    def _asked(self, op: str, nbytes: int, dtype: str, hinted: str | None) -> Choice | None:
+        """What somebody has asked for, if anybody has."""
+        if hinted is not None:
+            self._check(op, hinted, "asked for by a hint")
+            return Choice(hinted, "asked for by a hint")
+        if op in self.overrides:
+            return Choice(self.overrides[op], "asked for (HXCOMM_ALGO or Options)")
+        chip = self.target.chip.name if self.target is not None else None
+        for selector in reversed(_selectors):
+            name = selector(op, nbytes, dtype, self.layout, chip)
+            if name is not None:
+                self._check(op, name, f"chosen by the selector {getattr(selector, '__name__', selector)!r}")
+                return Choice(name, f"the selector {getattr(selector, '__name__', selector)!r}")
+        return None
+
+    def _of_target(
+        self, target: Target, op: str, nbytes: int, dtype: str, root: int | None, rank_order: bool
+    ) -> Choice:
+        for name, why in target.fastest(op, nbytes, _itemsize(dtype), root):
+            if not rank_order or keeps_rank_order(op, name, self.layout):
+                return Choice(name, why)
+        raise ValueError(
+            f"{op}: HXCOMM_DETERMINISM=layout, and no algorithm that {target.chip.name} can execute reduces in rank order"
+        )
 
     def _measured(self, op: str, nbytes: int, mapped: bool, rank_order: bool) -> Choice | str:
         """What the table says, or why it says nothing here: to be added to the reason for the built-in choice."""
@@ -273,7 +349,7 @@ class Planner:
         """`mapped`: peers reach the tensors of the call, so the plan touches them; else it goes through scratch.
         `hints`: by their number."""
         asked = _hints[hints]
-        choice = self.choose(op, nbytes, dtype, mapped, asked)
+        choice = self.choose(op, nbytes, dtype, mapped, asked, root if root >= 0 else None)
         window = self.window_bytes(dtype, choice.segment_bytes, asked.segment_bytes)
         if "algo" in environment.DEBUG.get():
             print(

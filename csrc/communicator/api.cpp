@@ -1,5 +1,6 @@
 #include "communicator/api.h"
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <string>
@@ -62,6 +63,8 @@ Call call_of(const ApiCall& from) {
   call.timeout_ns = from.timeout_ns;
   call.hints = from.hints;
   call.name_first = from.name_first != 0;
+  call.issue_ps = from.issue_ps;
+  call.ticket = from.ticket;
   return call;
 }
 
@@ -116,6 +119,19 @@ const Api kApi = {
         },
     .leave = [](void* group) { group_of(group).leave(); },
     .sequence = [](void* group) { return group_of(group).next_sequence(); },
+    .next_timed =
+        [](void* group, ApiTimedCall* to) {
+          TimedCall timed;
+          if (!group_of(group).next_timed(&timed)) return 0;
+          to->ticket = timed.ticket;
+          to->op = static_cast<int32_t>(timed.op);
+          to->root = timed.root;
+          to->algorithm = timed.plan->algorithm.c_str();
+          to->nbytes = timed.nbytes;
+          to->item_bytes = static_cast<int32_t>(timed.item_bytes);
+          std::copy(timed.issued_ps.begin(), timed.issued_ps.end(), to->issued_ps);
+          return 1;
+        },
     .open_window =
         [](void* group, const ApiWindow* own, const char* problem, int64_t timeout_ns, void** window) {
           return guarded([&] {

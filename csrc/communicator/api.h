@@ -11,7 +11,7 @@
 
 namespace hxcomm {
 
-constexpr uint32_t kApiVersion = 5;
+constexpr uint32_t kApiVersion = 6;
 constexpr const char* kApiCapsule = "hxcomm._core.api";
 constexpr const char* kGroupCapsule = "hxcomm._core.group";
 
@@ -38,7 +38,19 @@ struct ApiCall {
   int64_t timeout_ns;
   int32_t hints;  // what the caller asks the selector for, by the number it gave that (hxcomm.select.hint_number); 0:
                   // nothing
-  int32_t name_first;  // where the timeout passes, name only the first of the ranks that are missing
+  int32_t name_first;     // where the timeout passes, name only the first of the ranks that are missing
+  int64_t issue_ps = -1;  // when this rank calls a collective, in virtual time; -1: nobody asks, it is not noted
+  uint64_t ticket = 0;    // of this rank: by what it will know the call among those that next_timed() gives
+};
+
+// A collective that all ranks have begun, and when each called it in virtual time.
+struct ApiTimedCall {
+  uint64_t ticket;
+  int32_t op, root;
+  const char* algorithm;  // as long as the group lives
+  uint64_t nbytes;        // of the longest block on any rank
+  int32_t item_bytes;
+  int64_t* issued_ps;  // by rank: room for as many as the group has
 };
 
 // This rank's part of a window, or what is known of another rank's.
@@ -76,6 +88,9 @@ struct Api {
   void (*abort)(void* group, const char* reason);
   void (*leave)(void* group);
   uint64_t (*sequence)(void* group);  // of the next collective
+  // Takes the oldest of the collectives with an issue_ps that have begun: the same ones in the same order on every
+  // rank, each at the latest when it has ended well. 0: there is none.
+  int (*next_timed)(void* group, ApiTimedCall* call);
   // Windows. Opening and closing are collective and block; all ranks get a window, or none: where one of them has a
   // problem (null: none) with its tensor, it raises that and its peers MismatchError. A mismatch in closing leaves the
   // window open; any other error closes it here while peers may still be storing into it, as drop_window does.

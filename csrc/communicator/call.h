@@ -96,6 +96,19 @@ struct Call {
   Shape shape;              // of the caller's tensor
   int64_t timeout_ns = 0;   // from the moment the call is posted
   bool name_first = false;  // where that passes, name only the first of the ranks that are missing
+  int64_t issue_ps = -1;    // of a collective: when this rank calls it, in virtual time; -1: not noted
+  uint64_t ticket = 0;      // the caller's number of it
+};
+
+// A collective that all ranks have begun, and when each called it in virtual time.
+struct TimedCall {
+  uint64_t ticket;
+  OpCode op;
+  int32_t root;
+  std::shared_ptr<const Plan> plan;
+  uint64_t nbytes;  // of the longest block on any rank
+  size_t item_bytes;
+  std::vector<int64_t> issued_ps;  // by rank
 };
 
 // What a group has done so far with one algorithm of one op, or with messages (calls and elements only, an empty plan;

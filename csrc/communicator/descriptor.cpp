@@ -78,6 +78,7 @@ const char* op_name(OpCode op) { return kOpNames[static_cast<int>(op)]; }
 void write_descriptor(Descriptor& d, const Op& op, int world_size, const std::byte* segment) {
   const Call& call = op.call;
   d.sequence = op.sequence;
+  d.issue_ps = call.issue_ps;
   d.op = static_cast<uint8_t>(call.op);
   d.dtype = static_cast<uint8_t>(call.dtype);
   d.reduce_op = static_cast<uint8_t>(call.reduce_op);

@@ -21,6 +21,7 @@ struct Descriptor {
   static constexpr int kMaxDims = Shape::kMaxDims;
   static constexpr size_t kTextBytes = 256;
   uint64_t sequence;
+  int64_t issue_ps;  // when its rank called the op, in virtual time; -1: not noted
   uint8_t op, dtype, reduce_op, device, uneven, refused;
   uint8_t n_dims;  // shapes of more than 8 dimensions are cut
   uint8_t reserved;

@@ -87,6 +87,8 @@ class Group : public std::enable_shared_from_this<Group> {
   const std::string& name() const { return config_.name; }
   // "rank 3 (host b, pid 8286) was killed by SIGKILL"; "" of a rank that is alive or whose process is not known.
   std::string death_of(int rank) const;
+  // Takes the oldest of the collectives with an issue_ps that have begun here. False: there is none.
+  bool next_timed(TimedCall* timed);
   uint64_t next_sequence() const { return next_sequence_.load(std::memory_order_relaxed); }
   std::vector<std::shared_ptr<const Statistic>> statistics() const;
 
@@ -120,6 +122,7 @@ class Group : public std::enable_shared_from_this<Group> {
   void compare_counts(Op& op);
   void look_abroad(Op& op);
   void bind_peers(Op& op);
+  void note_times(const Op& op);
   Descriptors descriptors(uint64_t sequence) const;
   // A rank of another host has ended the group.
   void end_by(int rank, uint64_t word, std::string_view reason);
@@ -192,6 +195,9 @@ class Group : public std::enable_shared_from_this<Group> {
   uint64_t flush_before_ = 0;  // peers must have arrived at this sequence before the next op may begin
   int64_t last_end_ns_ = 0;    // when the operation before ended
   std::atomic<uint64_t> next_sequence_;
+
+  std::mutex timed_mutex_;
+  std::deque<TimedCall> timed_;  // what next_timed() has not taken yet
 
   mutable std::mutex planner_mutex_;
   Planner planner_;

@@ -209,6 +209,7 @@ Group::Step Group::enter(Op& op) {
     scratch_[i] = segments_[i] + offset;
   }
   if (op.mapped()) bind_peers(op);
+  if (op.call.issue_ps >= 0 && op.sequence == op.first_sequence) note_times(op);
   op.execution.entered();
   op.phase = Op::Phase::running;
   own().flight.set_state(static_cast<uint64_t>(op.record), FlightState::running);
@@ -246,6 +247,31 @@ void Group::bind_peers(Op& op) {
     outputs_[r] = bind(outputs_at(described, config_.world_size), described.n_output, plan.output_blocks[r],
                        &peer_blocks_[(2 * r + 1) * n]);
   }
+}
+
+// Every rank reads the same times, so whatever they compute from them is the same everywhere. One that a rank did not
+// note is not timed by any.
+void Group::note_times(const Op& op) {
+  TimedCall timed{op.call.ticket,
+                  op.call.op,
+                  op.call.root,
+                  op.choice.plan,
+                  op.longest * item_size(op.call.dtype),
+                  item_size(op.call.dtype),
+                  std::vector<int64_t>(static_cast<size_t>(config_.world_size), -1)};
+  for (const int r : local_)
+    timed.issued_ps[static_cast<size_t>(r)] = descriptor_at(control(r), config_.world_size, op.sequence).issue_ps;
+  if (std::any_of(timed.issued_ps.begin(), timed.issued_ps.end(), [](int64_t ps) { return ps < 0; })) return;
+  const std::lock_guard lock(timed_mutex_);
+  timed_.push_back(std::move(timed));
+}
+
+bool Group::next_timed(TimedCall* timed) {
+  const std::lock_guard lock(timed_mutex_);
+  if (timed_.empty()) return false;
+  *timed = std::move(timed_.front());
+  timed_.pop_front();
+  return true;
 }
 
 Group::Step Group::run(Op& op) {

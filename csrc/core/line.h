@@ -177,6 +177,6 @@ struct alignas(64) SegmentHeader {
 };
 
 constexpr uint64_t kSegmentMagic = 0x314D4F4343585848ull;  // "HXXCCOM1"
-constexpr uint32_t kProtocolVersion = 5;
+constexpr uint32_t kProtocolVersion = 6;
 
 }  // namespace hxcomm

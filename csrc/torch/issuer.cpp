@@ -1,6 +1,7 @@
 #include "torch/issuer.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "torch/errors.h"
 #include "torch/event.h"
@@ -18,6 +19,19 @@ Event begin_event_of(c10::ArrayRef<Tensors> calls) {
 
 }  // namespace
 
+Issuer::~Issuer() {
+  if (timed_ && Py_IsInitialized() != 0) try {
+      // A wait that asks Python may hold the lock.
+      std::optional<py::gil_scoped_release> no_gil;
+      if (PyGILState_Check() != 0) no_gil.emplace();
+      timed_->settle(*api_, group_);
+    } catch (const std::exception& error) {
+      TORCH_WARN("collectives that nobody waited for were not timed: ", error.what());
+    }
+  api_->leave(group_);
+  api_->release(group_);
+}
+
 void Issuer::refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::milliseconds timeout) {
   const auto bad =
       std::find_if(calls.begin(), calls.end(), [](const Tensors& call) { return !call.problem().empty(); });
@@ -30,12 +44,14 @@ void Issuer::refuse_problems(c10::ArrayRef<Tensors> calls, std::chrono::millisec
 }
 
 void Issuer::run(Tensors& tensors, std::chrono::milliseconds timeout) {
-  const ApiCall call = tensors.call(timeout);
+  ApiCall call = tensors.call(timeout);
+  const uint64_t ticket = timed_ ? timed_->begin(call) : 0;
   if (const int kind = api_->run(group_, &call); kind != 0) {
     const std::string message = api_->message();
     keep_if_peers_may_touch(*api_, group_, kind, {&tensors, 1});
     throw_typed(kind, message);
   }
+  if (ticket != 0) timed_->end(*api_, group_, ticket);
   tensors.copy_back();
 }
 
@@ -50,7 +66,7 @@ c10::intrusive_ptr<Work> Issuer::issue(c10d::OpType type, std::vector<Tensors> c
   if (calls.empty()) return c10::make_intrusive<Work>(rank_, type, std::vector<at::Tensor>{});
   const Event event = begin_event_of(calls);
   refuse_problems(calls, timeout);
-  auto work = c10::make_intrusive<Work>(rank_, type, api_, group_, std::move(calls));
+  auto work = c10::make_intrusive<Work>(rank_, type, api_, group_, timed_, std::move(calls));
   work->set_event(event);
   work->post(timeout);
   if (!async_op) work->wait(kNoTimeout);

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <vector>
 
 #include "communicator/api.h"
+#include "torch/timed_calls.h"
 #include "torch/work.h"
 
 namespace hxcomm::torch_glue {
@@ -12,11 +14,10 @@ namespace hxcomm::torch_glue {
 class Issuer {
  public:
   // `api` and `group` come from the capsules of hxcomm._core; the group is retained, and left when this is destroyed.
-  Issuer(int rank, const Api* api, void* group) : rank_(rank), api_(api), group_(api->retain(group)) {}
-  ~Issuer() {
-    api_->leave(group_);
-    api_->release(group_);
-  }
+  // `timed`: null where no chip is simulated.
+  Issuer(int rank, const Api* api, void* group, std::shared_ptr<TimedCalls> timed)
+      : rank_(rank), api_(api), group_(api->retain(group)), timed_(std::move(timed)) {}
+  ~Issuer();
   Issuer(const Issuer&) = delete;
   Issuer& operator=(const Issuer&) = delete;
 
@@ -36,6 +37,7 @@ class Issuer {
   int rank_;
   const Api* api_;
   void* group_;
+  std::shared_ptr<TimedCalls> timed_;
 };
 
 }  // namespace hxcomm::torch_glue

@@ -7,9 +7,10 @@ namespace hxcomm::torch_glue {
 using c10d::OpType;
 
 ProcessGroup::ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout,
-                           c10::intrusive_ptr<Options> options, Shrink shrink, Split split)
+                           c10::intrusive_ptr<Options> options, Shrink shrink, Split split,
+                           std::shared_ptr<TimedCalls> timed)
     : Backend(rank, size),
-      issuer_(rank, api, group),
+      issuer_(rank, api, group, std::move(timed)),
       timeout_(timeout),
       options_(std::move(options)),
       shrink_(std::move(shrink)),

@@ -28,9 +28,10 @@ class ProcessGroup final : public c10d::Backend {
                                                           const std::vector<int>& ranks,
                                                           const c10::intrusive_ptr<Options>& options)>;
 
-  // `api` and `group` come from the capsules of hxcomm._core; the group is retained.
+  // `api` and `group` come from the capsules of hxcomm._core; the group is retained. `timed`: null where no chip is
+  // simulated.
   ProcessGroup(int rank, int size, const Api* api, void* group, std::chrono::milliseconds timeout,
-               c10::intrusive_ptr<Options> options, Shrink shrink, Split split);
+               c10::intrusive_ptr<Options> options, Shrink shrink, Split split, std::shared_ptr<TimedCalls> timed);
 
   const std::string getBackendName() const override { return "hxcomm"; }
   void setTimeout(std::chrono::milliseconds timeout) override { timeout_ = timeout; }

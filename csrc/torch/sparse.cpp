@@ -111,7 +111,7 @@ ProcessGroup::WorkPtr ProcessGroup::allreduce_sparse(List& tensors, const c10d::
   calls.push_back(std::move(indices.call));
   calls.push_back(std::move(values.call));
   auto work = c10::make_intrusive<Work>(getRank(), c10d::OpType::_ALLREDUCE_SPARSE, &issuer_.api(), issuer_.group(),
-                                        std::move(calls));
+                                        /*timed=*/nullptr, std::move(calls));
   work->set_finish({tensor},
                    [tensor, i = std::move(indices.whole), v = std::move(values.whole)] { store_sum(tensor, i, v); });
   work->set_event(std::move(event));

@@ -43,8 +43,13 @@ void keep_if_peers_may_touch(const Api& api, void* group, int kind, c10::ArrayRe
 Work::Work(int rank, c10d::OpType type, std::vector<at::Tensor> results)
     : c10d::Work(rank, type), results_(std::move(results)), ended_(true) {}
 
-Work::Work(int rank, c10d::OpType type, const Api* api, void* group, std::vector<Tensors> calls)
-    : c10d::Work(rank, type), api_(api), group_(api->retain(group)), calls_(std::move(calls)) {
+Work::Work(int rank, c10d::OpType type, const Api* api, void* group, std::shared_ptr<TimedCalls> timed,
+           std::vector<Tensors> calls)
+    : c10d::Work(rank, type),
+      api_(api),
+      group_(api->retain(group)),
+      timed_(std::move(timed)),
+      calls_(std::move(calls)) {
   for (const Tensors& call : calls_)
     for (const at::Tensor& tensor : call.outputs()) results_.push_back(tensor);
   future_ = future_of_tensors();
@@ -71,7 +76,9 @@ void Work::post(std::chrono::milliseconds timeout) {
   running_.store(static_cast<int>(calls_.size()));
   ops_.reserve(calls_.size());
   for (size_t i = 0; i < calls_.size(); ++i) {
-    const ApiCall call = calls_[i].call(timeout);
+    ApiCall call = calls_[i].call(timeout);
+    if (timed_)
+      if (const uint64_t ticket = timed_->begin(call); ticket != 0) tickets_.push_back(ticket);
     auto context = std::make_unique<Context>(Context{c10::intrusive_ptr<Work>::reclaim_copy(this)});
     void* op = nullptr;
     const int kind = api_->post(group_, &call, &Context::on_finish, context.get(), &op);
@@ -181,7 +188,17 @@ bool Work::wait(std::chrono::milliseconds timeout) {
     future_->wait();
   }
   rethrow();
+  if (timed_) advance_clock();
   return true;
+}
+
+void Work::advance_clock() {
+  std::vector<uint64_t> tickets;
+  {
+    std::lock_guard lock(error_mutex_);
+    tickets.swap(tickets_);
+  }
+  for (const uint64_t ticket : tickets) timed_->end(*api_, group_, ticket);
 }
 
 void Work::abort() { api_->abort(group_, "Work.abort() was called"); }

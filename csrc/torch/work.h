@@ -5,12 +5,14 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "communicator/api.h"
 #include "torch/event.h"
 #include "torch/tensors.h"
+#include "torch/timed_calls.h"
 
 namespace hxcomm::torch_glue {
 
@@ -24,8 +26,9 @@ class Work final : public c10d::Work {
  public:
   // The handle of calls that have ended well.
   Work(int rank, c10d::OpType type, std::vector<at::Tensor> results);
-  // The handle of `calls` calls that will be posted.
-  Work(int rank, c10d::OpType type, const Api* api, void* group, std::vector<Tensors> calls);
+  // The handle of `calls` calls that will be posted. `timed`: null where no chip is simulated.
+  Work(int rank, c10d::OpType type, const Api* api, void* group, std::shared_ptr<TimedCalls> timed,
+       std::vector<Tensors> calls);
   ~Work() override;
 
   // What remains to be done when all calls have ended well, before the Work has; and what it then yields. Before
@@ -52,9 +55,12 @@ class Work final : public c10d::Work {
   void call_ended(int kind, const char* message);
   void store_results();
   void rethrow() const;
+  void advance_clock();
 
   const Api* api_ = nullptr;
   void* group_ = nullptr;
+  std::shared_ptr<TimedCalls> timed_;
+  std::vector<uint64_t> tickets_;  // of calls whose end the virtual clock has not been set to
   std::vector<Tensors> calls_;
   std::function<void()> finish_;
   std::vector<at::Tensor> results_;

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 from hxcomm import environment
@@ -17,6 +18,7 @@ FALLBACK_MODES = {"run": 0, "warn": 1, "raise": 2}
 _pid: int | None = None  # of the process that has made the device
 _lock = threading.RLock()
 _seed_at_start: int | None = None
+_when_made: list[Callable[[], None]] = []
 
 
 class OpCount(TypedDict):
@@ -50,6 +52,13 @@ def init() -> None:
         if _seed_at_start is not None:
             for chip in range(environment.CHIPS.get()):
                 _C.device_generator(chip).manual_seed(_seed_at_start)
+        for callback in _when_made:
+            callback()
+
+
+def when_made(callback: Callable[[], None]) -> None:
+    """Calls it right after the device has been made."""
+    _when_made.append(callback)
 
 
 def _finish() -> None:

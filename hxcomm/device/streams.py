@@ -23,7 +23,8 @@ class Stream(torch.Stream):
 
 
 class Event(torch.Event):
-    """A point in time of a stream, as torch.cuda.Event; elapsed_time() is of the wall clock, in ms."""
+    """A point in time of a stream, as torch.cuda.Event; elapsed_time() is of the wall clock, in ms; of
+    virtual time where a chip is simulated (HXCOMM_SIM)."""
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Any:
         init()

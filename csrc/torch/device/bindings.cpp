@@ -4,6 +4,7 @@
 #include "torch/device/kernels.h"
 #include "torch/device/memory.h"
 #include "torch/device/runtime.h"
+#include "torch/device/virtual_clock.h"
 
 namespace hxcomm::device {
 namespace {
@@ -30,6 +31,7 @@ void ensure_started() {
 }
 
 void bind(py::module_& m) {
+  bind_virtual_clock(m);
   m.def(
       "device_prepare",
       [] {

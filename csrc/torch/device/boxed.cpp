@@ -7,6 +7,7 @@
 #include "torch/device/generator.h"
 #include "torch/device/kernels.h"
 #include "torch/device/memory.h"
+#include "torch/device/virtual_clock.h"
 
 namespace hxcomm::device {
 namespace {
@@ -78,6 +79,7 @@ void run_boxed(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::ji
     op.has_kernel = handle.hasComputedKernelForDispatchKey(DispatchKey::CPU);
     TORCH_CHECK_NOT_IMPLEMENTED(op.has_kernel, op.name, " is not supported on hx: it has no CPU kernel");
   }
+  Metering metering(op);
   HostCall call(op);
   const size_t n = handle.schema().arguments().size();
   const size_t first = stack->size() - n;
@@ -87,6 +89,10 @@ void run_boxed(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::ji
     if (value.isTensor() || value.isList() || value.isDevice()) value = entered(call, value);
   }
   call.check();
+  if (metering.counts()) {
+    for (size_t i = first; i < stack->size(); ++i) metering.argument((*stack)[i]);
+    metering.end_arguments();
+  }
   if (op.generator >= 0) {
     IValue& value = (*stack)[first + static_cast<size_t>(op.generator)];
     value = host_generator(value.isNone() ? std::nullopt : std::optional(value.toGenerator()), call.chip());
@@ -104,7 +110,9 @@ void run_boxed(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::ji
   for (size_t i = stack->size() - results; i < stack->size(); ++i) {
     IValue& value = (*stack)[i];
     if (value.isTensor() || value.isTensorList()) value = left(call, std::move(value));
+    if (metering.counts()) metering.result(value);
   }
+  if (metering.counts()) metering.charge();
 }
 
 void start_kernels() {

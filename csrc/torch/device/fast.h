@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "torch/device/kernels.h"
+#include "torch/device/virtual_clock.h"
 
 namespace hxcomm::device {
 
@@ -76,15 +77,29 @@ struct Fast<Op, R(A...)> {
   static R run(A... arguments) {
     static Operator& op = operator_named(Op::name, Op::overload_name);
     op.fast.fetch_add(1, std::memory_order_relaxed);
+    Metering metering(op);
     HostCall call(op);
     std::tuple<typename Argument<A>::Held...> held{Argument<A>::enter(call, static_cast<A>(arguments))...};
     call.check();
+    if (metering.counts()) {
+      metering.argument(held);
+      metering.end_arguments();
+    }
     const auto kernel = [](auto&... each) -> R { return Op::redispatch(kHostKeys, each...); };
     if constexpr (std::is_same_v<R, at::Tensor&>) {  // in place: shape and storage stay
       std::apply(kernel, held);
+      if (metering.counts()) {
+        metering.result(std::get<0>(held));
+        metering.charge();
+      }
       return std::get<0>(std::tuple<A&...>(arguments...));
     } else {
-      return leave(call, std::apply(kernel, held));
+      R result = leave(call, std::apply(kernel, held));
+      if (metering.counts()) {
+        metering.result(result);
+        metering.charge();
+      }
+      return result;
     }
   }
 };

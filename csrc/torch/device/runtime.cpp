@@ -6,7 +6,6 @@
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "torch/device/generator.h"
 #include "torch/device/memory.h"
 #include "torch/device/runtime.h"
+#include "torch/device/virtual_clock.h"
 
 namespace hxcomm::device {
 namespace {
@@ -23,13 +23,10 @@ constexpr size_t kMaxChips = 128;  // c10::DeviceIndex has 8 bits
 thread_local std::array<c10::StreamId, kMaxChips> thread_streams{};
 std::atomic<c10::StreamId> last_stream{0};
 
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 struct Event {
-  int64_t recorded_ns = 0;
+  int64_t recorded_ns = 0;  // by the wall clock
+  int64_t recorded_ps = 0;  // by the virtual clock, where it runs
+  bool is_virtual = false;
 };
 
 // Registered in `import torch`, before there is a device: until then it says that there are no chips, so torch's
@@ -66,7 +63,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void record(void** event, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {
     ensure_started();
     if (*event == nullptr) *event = new Event;
-    static_cast<Event*>(*event)->recorded_ns = now_ns();
+    auto& to = *static_cast<Event*>(*event);
+    to.is_virtual = clock_runs();
+    if (to.is_virtual)
+      to.recorded_ps = clock_now_ps();
+    else
+      to.recorded_ns = wall_ns();
   }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -74,8 +76,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
   double elapsedTime(void* first, void* second, c10::DeviceIndex) const override {
     TORCH_CHECK(first != nullptr && second != nullptr, "elapsed_time() needs two events that have been recorded");
-    return static_cast<double>(static_cast<Event*>(second)->recorded_ns - static_cast<Event*>(first)->recorded_ns) /
-           1e6;
+    const auto& from = *static_cast<Event*>(first);
+    const auto& to = *static_cast<Event*>(second);
+    TORCH_CHECK(from.is_virtual == to.is_virtual,
+                "elapsed_time() of two events, of which one was recorded before a chip was simulated");
+    return to.is_virtual ? static_cast<double>(to.recorded_ps - from.recorded_ps) / 1e9
+                         : static_cast<double>(to.recorded_ns - from.recorded_ns) / 1e6;
   }
   c10::DeviceCapability getDeviceCapability(c10::Device) const override { return {}; }
 
