@@ -18,7 +18,7 @@ class ProcessGroup(Backend):
         options: Backend.Options,
         shrink: Callable[[list[int], Backend.Options | None], Backend],
         split: Callable[[Store, list[int], Backend.Options], Backend],
-        timer: Callable[[int, str, int, int, int, list[int]], Sequence[int]] | None = None,
+        timer: Callable[[int, str, int, int, int, list[int]], tuple[Sequence[int], int]] | None = None,
         name: str = "",
     ) -> None: ...
     @property

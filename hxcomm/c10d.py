@@ -207,8 +207,8 @@ def make_process_group(
         planner.layout = Layout(member.world_size, hosts)
         if simulated is not None and planner.layout.n_hosts > 1:
             meet.fail(
-                f"HXCOMM_SIM={environment.SIM.get()} with ranks on {planner.layout.n_hosts} hosts: virtual time is told "
-                "where all ranks are on one host; the chips are simulated, so start all ranks there"
+                f"HXCOMM_SIM={environment.SIM.get()} with ranks on {planner.layout.n_hosts} hosts: virtual time is "
+                "told where all ranks are on one host; the chips are simulated, so start all ranks there"
             )
 
     group = bootstrap.create_group(
@@ -240,7 +240,7 @@ def make_process_group(
         options=pg_options,
         shrink=shrink,
         split=split,
-        timer=simulated.ends_ps if simulated is not None else None,
+        timer=simulated.times if simulated is not None else None,
         name=member.name,
     )
     return Made(process_group, member, group, group.death_of)

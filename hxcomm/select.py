@@ -145,10 +145,10 @@ def register_selector(selector: Selector) -> Selector:
     """Asks `selector(op, nbytes, dtype, layout, chip)` before the built-in choice; usable as a decorator.
 
     `nbytes` are of one block of the call (0 for all_to_all and for a reduce_scatter of an uneven list, whose counts
-    differ by rank), `chip` is the name of the simulated chip, None outside simulation. It returns the name of an algorithm of that op, or None to leave
-    the choice to the next one. Every rank must register the same selectors before it makes a group, and they may depend
-    on nothing else than their arguments: ranks that choose differently raise MismatchError. The answer is kept for each
-    (op, dtype, reduce op, root, nbytes).
+    differ by rank), `chip` is the name of the simulated chip, None outside simulation. It returns the name of an
+    algorithm of that op, or None to leave the choice to the next one. Every rank must register the same selectors
+    before it makes a group, and they may depend on nothing else than their arguments: ranks that choose differently
+    raise MismatchError. The answer is kept for each (op, dtype, reduce op, root, nbytes).
     """
     _selectors.append(selector)
     return selector
@@ -302,7 +302,7 @@ class Planner:
             if not rank_order or keeps_rank_order(op, name, self.layout):
                 return Choice(name, why)
         raise ValueError(
-            f"{op}: HXCOMM_DETERMINISM=layout, and no algorithm that {target.chip.name} can execute reduces in rank order"
+            f"{op}: HXCOMM_DETERMINISM=layout, and nothing that {target.chip.name} can execute reduces in rank order"
         )
 
     def _measured(self, op: str, nbytes: int, mapped: bool, rank_order: bool) -> Choice | str:

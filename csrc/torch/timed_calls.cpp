@@ -76,22 +76,26 @@ void TimedCalls::take_all(const Api& api, void* group) {
 
 void TimedCalls::time(const ApiTimedCall& call) {
   std::vector<int64_t> starts(issued_ps_.size());
-  for (size_t r = 0; r < starts.size(); ++r) starts[r] = std::max(issued_ps_[r], finished_ps_[r]);
+  for (size_t r = 0; r < starts.size(); ++r) starts[r] = std::max(issued_ps_[r], next_ps_[r]);
   const int64_t first = *std::min_element(starts.begin(), starts.end());
   std::vector<int64_t> relative = starts;
   for (int64_t& start : relative) start -= first;
 
   const auto row = rows_.try_emplace({call.op, call.algorithm, call.nbytes, call.item_bytes, call.root}).first;
-  auto& ends = row->second.ends;
-  auto known = ends.find(relative);
-  if (known == ends.end()) {
-    std::vector<int64_t> answer = timer_(call.op, call.algorithm, call.nbytes, call.item_bytes, call.root, relative);
-    TORCH_CHECK(answer.size() == starts.size(), "the simulated chip's collective ends on ", answer.size(),
+  auto& times = row->second.times;
+  auto known = times.find(relative);
+  if (known == times.end()) {
+    Times answer = timer_(call.op, call.algorithm, call.nbytes, call.item_bytes, call.root, relative);
+    TORCH_CHECK(answer.first.size() == starts.size(), "the simulated chips' collective ends on ", answer.first.size(),
                 " ranks, the group has ", starts.size());
-    if (ends.size() >= kMostStarts) ends.clear();
-    known = ends.emplace(std::move(relative), std::move(answer)).first;
+    if (times.size() >= kMostStarts) times.clear();
+    known = times.emplace(std::move(relative), std::move(answer)).first;
   }
-  for (size_t r = 0; r < starts.size(); ++r) finished_ps_[r] = first + known->second[r];
+  const auto& [ends, gap] = known->second;
+  for (size_t r = 0; r < starts.size(); ++r) {
+    next_ps_[r] = starts[r] + gap;
+    finished_ps_[r] = std::max(finished_ps_[r], first + ends[r]);
+  }
   const auto me = static_cast<size_t>(rank_);
   const int64_t took = finished_ps_[me] - starts[me];
   ++row->second.calls;

@@ -20,10 +20,13 @@ namespace hxcomm::torch_glue {
 
 class TimedCalls {
  public:
-  // (op, algorithm, bytes of a block, bytes of an element, root, start of each rank's part) -> its end, by rank.
-  // Python: asked once for each different question.
-  using Timer = std::function<std::vector<int64_t>(int op, const std::string& algorithm, uint64_t nbytes,
-                                                   int item_bytes, int root, const std::vector<int64_t>& starts_ps)>;
+  // The end of each rank's part, and how long after its start the group's next collective may start: links that are
+  // free again carry that one while the last bytes of this one are still on their way.
+  using Times = std::pair<std::vector<int64_t>, int64_t>;
+  // (op, algorithm, bytes of a block, bytes of an element, root, start of each rank's part) -> Times. Python: asked
+  // once for each different question.
+  using Timer = std::function<Times(int op, const std::string& algorithm, uint64_t nbytes, int item_bytes, int root,
+                                    const std::vector<int64_t>& starts_ps)>;
 
   // Lives as long as the process, for the report at its end.
   static std::shared_ptr<TimedCalls> make(std::string group_name, int rank, int size, Timer timer);
@@ -41,6 +44,7 @@ class TimedCalls {
       : name_(std::move(group_name)),
         rank_(rank),
         timer_(std::move(timer)),
+        next_ps_(static_cast<size_t>(size), 0),
         finished_ps_(static_cast<size_t>(size), 0),
         issued_ps_(static_cast<size_t>(size), 0) {}
   struct StartsHash {
@@ -50,7 +54,7 @@ class TimedCalls {
   struct Row {
     uint64_t calls = 0;
     int64_t ps = 0;
-    std::unordered_map<std::vector<int64_t>, std::vector<int64_t>, StartsHash> ends;  // by starts
+    std::unordered_map<std::vector<int64_t>, Times, StartsHash> times;  // by starts
   };
   using Key = std::tuple<int, std::string, uint64_t, int, int>;  // op, algorithm, bytes, bytes of an element, root
   struct Event {
@@ -70,6 +74,7 @@ class TimedCalls {
   const int rank_;
   const Timer timer_;
   std::mutex mutex_;                  // held while Python is asked: nobody may wait for it with the GIL
+  std::vector<int64_t> next_ps_;      // when the group's next collective may start, by rank
   std::vector<int64_t> finished_ps_;  // of the group's last collective, by rank
   std::vector<int64_t> issued_ps_;
   std::map<Key, Row> rows_;

@@ -22,9 +22,16 @@ from hxcomm.virtual.op_records import TensorMeta, record_of
 OUTSIDE = "outside of any region"
 # C++ has torch's old names of the dtypes; of those not here, the new name is the old one in small letters.
 _DTYPES = {
-    **{"Double": "float64", "Float": "float32", "Half": "float16"},
-    **{"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"},
-    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
 }
 _lock = threading.Lock()
 _regions: dict[str, int] = {OUTSIDE: 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from hxcomm import algorithms, environment
@@ -24,13 +25,21 @@ class SimulatedGroup:
     target: Target
     global_ranks: tuple[int, ...]
 
-    def ends_ps(
+    def times(
         self, op: int, algorithm: str, nbytes: int, itemsize: int, root: int, starts_ps: Sequence[int]
-    ) -> tuple[int, ...]:
-        """When each rank's part of a collective ends. The timer of a process group (csrc/torch/timed_calls.h)."""
-        return time(
-            self.target, algorithms.OPS[op], algorithm, nbytes, itemsize, root if root >= 0 else None, starts_ps
-        ).finish_ps
+    ) -> tuple[tuple[int, ...], int]:
+        """When each rank's part ends, and the gap after it. The timer of a process group (csrc/torch/timed_calls.h)."""
+        rooted = root if root >= 0 else None
+        timing = time(self.target, algorithms.OPS[op], algorithm, nbytes, itemsize, rooted, starts_ps)
+        return timing.finish_ps, gap_ps(timing)
+
+
+def gap_ps(timing: Timing) -> int:
+    """How long after its start the group's next collective may start: when the busiest link has carried its part.
+
+    What is left then is latency, during which the links carry the next one.
+    """
+    return max((link.busy_ps for link in timing.links), default=0)
 
 
 _groups: dict[str, SimulatedGroup] = {}
@@ -76,13 +85,13 @@ def joined() -> dict[str, SimulatedGroup]:
 def _network(chip: chips.Chip, ranks: Sequence[int], ranks_in_all: int) -> Interconnect:
     """What links the ranks: that of all chips, where it is all of them, or their piece of it."""
     whole = interconnect(chip, ranks_in_all)  # also raises where all ranks do not fit
-    if len(ranks) == ranks_in_all and sorted(ranks) == list(ranks) or len(ranks) == 1:
+    if (len(ranks) == ranks_in_all and sorted(ranks) == list(ranks)) or len(ranks) == 1:
         return whole if len(ranks) == ranks_in_all else interconnect(chip, 1)
     kinds = {each.kind for each in whole.dimensions if each.size > 1}
     if kinds <= {"switch", "full"} and len(whole.dimensions) == 1:
         return interconnect(chip, len(ranks))
     if kinds <= {"ring", "line"} and len(whole.dimensions) == 1:
-        if all(after == before + 1 for before, after in zip(ranks, ranks[1:], strict=False)):
+        if all(after == before + 1 for before, after in pairwise(ranks)):
             return interconnect(chip, len(ranks), topology=f"line:{len(ranks)}")
         raise InterconnectError(
             f"a group of the ranks {', '.join(map(str, ranks))}: on {whole.text()} the ranks of a group must lie side "

@@ -52,8 +52,12 @@ def as_json(report: Report, steps: int, wall_ms_per_step: float | None = None) -
         "regions_ms": {name: parts(each) for name, each in report.regions.items()},
         "collectives": [
             {
-                **{"group": key.group, "op": key.op, "algorithm": key.algorithm, "nbytes": key.nbytes},
-                **{"calls": row.calls, "mean_us": row.ps / row.calls / 1e6},
+                "group": key.group,
+                "op": key.op,
+                "algorithm": key.algorithm,
+                "nbytes": key.nbytes,
+                "calls": row.calls,
+                "mean_us": row.ps / row.calls / 1e6,
             }
             for key, row in report.collectives.items()
         ],
