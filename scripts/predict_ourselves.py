@@ -15,50 +15,45 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from hxcomm import algorithms
-from hxcomm.schedule import Location, Round, Schedule, Transfer
 
 SIZES = tuple(4 << (10 + 2 * i) for i in range(7))  # 4 KiB to 16 MiB
 # Two chips: one whose buffers stay in the caches, one whose do not. A CPU has no one bandwidth.
 BUFFERS = {4 << 20: 1 << 20, 16 << 20: 16 << 20}  # sizes up to: bytes of the buffers in the exchange
-STEPS = 16
+BLOCKS, WARM_UP = 10, 4
 TARGET_PERCENT, TARGET_MEDIAN_PERCENT = 30, 20
-
-
-def in_steps(schedule: Schedule, steps: int) -> Schedule:
-    """Every chunk cut into `steps`: a core stores the one cache line while it loads the next, where a Schedule's
-    transfer stores when all has come."""
-
-    def cut(location: Location, step: int) -> Location:
-        return location._replace(chunk=location.chunk * steps + step)
-
-    def rounds() -> Iterator[Round]:
-        for _, transfers in schedule.numbered_rounds():
-            yield [
-                Transfer(
-                    each.rank,
-                    tuple(cut(location, step) for location in each.sources),
-                    tuple(cut(location, step) for location in each.destinations),
-                    each.reduce,
-                )
-                for each in transfers
-                for step in range(steps)
-            ]
-
-    return replace(schedule, rounds=rounds, pieces=schedule.pieces * steps, scratch=schedule.scratch * steps)
 
 
 def predict_us(chip: Any, world_size: int, nbytes: int) -> float:
     from hxcomm.sim.engine import time_schedule
 
-    schedule = in_steps(algorithms.build("all_reduce", "two_shot", world_size), STEPS)
+    schedule = algorithms.build("all_reduce", "two_shot", world_size)
     return time_schedule(schedule, chip, nbytes, itemsize=4).total_ps / 1e6
+
+
+class Loop:
+    """Calls as a program makes them: every rank writes its buffer, and all begin together."""
+
+    def __init__(self, words: Any, call: Callable[[], object], group: Any) -> None:
+        self.words, self.call, self.group = words, call, group
+        self.samples_s: list[float] = []
+
+    def sample(self, iterations: int) -> None:
+        import torch.distributed as dist
+
+        for i in range(WARM_UP + iterations):
+            self.words.fill(0)
+            dist.barrier(group=self.group)
+            begin = time.perf_counter()
+            self.call()
+            if i >= WARM_UP:
+                self.samples_s.append(time.perf_counter() - begin)
 
 
 def measure(folder: Path) -> None:
@@ -70,7 +65,7 @@ def measure(folder: Path) -> None:
     from hxcomm.bench.operations import OPERATIONS, case_of
     from hxcomm.bench.probes import Probes
     from hxcomm.bench.session import TIMEOUT, use_chip
-    from hxcomm.bench.timing import measure as time_calls
+    from hxcomm.bench.timing import over_ranks
     from hxcomm.c10d import BACKEND, register_backend
 
     torch.set_num_threads(1)
@@ -81,20 +76,22 @@ def measure(folder: Path) -> None:
     group = dist.new_group(backend=BACKEND, timeout=TIMEOUT)
     floor_probes = Probes(rank, world_size)
     probes = {nbytes: ChipProbes(group, floor_probes, nbytes) for nbytes in BUFFERS.values()}
-    measured = {}
+    loops = {}
     for nbytes in SIZES:
         case = case_of("all_reduce", nbytes, "float32", "sum", rank, world_size, "hx")
         buffers = OPERATIONS["all_reduce"].make(case)
-        call = OPERATIONS["all_reduce"].run(case, buffers, group)
-        probe = probes[_buffers_for(nbytes)]
-        touched = nbytes <= 1 << 20  # as hxcomm.bench has it
-        measured[nbytes] = time_calls({"hxcomm": call}, buffers, touched=touched, iterations=None, also=[probe.sample])
+        loops[nbytes] = Loop(buffers.input.words, OPERATIONS["all_reduce"].run(case, buffers, group), group)
+    for _ in range(BLOCKS):
+        for probe in probes.values():
+            probe.sample()
+        for nbytes, loop in loops.items():
+            loop.sample(max(8, min(60, (64 << 20) // nbytes)))
     for nbytes, probe in probes.items():
         text = chip_text(probe.result(), f"hxcomm chips measure --ranks {world_size} --bytes {nbytes}")
         if rank == 0:
             (folder / f"{world_size}-{nbytes}.toml").write_text(text, encoding="utf-8")
+    p50_us = {nbytes: over_ranks(median(loop.samples_s)) * 1e6 for nbytes, loop in loops.items()}
     if rank == 0:
-        p50_us = {nbytes: times["hxcomm"].p50_s * 1e6 for nbytes, times in measured.items()}
         (folder / f"{world_size}.json").write_text(json.dumps(p50_us), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()

@@ -35,7 +35,8 @@ from hxcomm.c10d import BACKEND, register_backend
 
 ROUNDS = 12
 CALLS = 300
-EXCHANGES = 12  # a round: each between two barriers
+# Of a round: each between two barriers. What was measured before has put something else into the caches.
+EXCHANGES, WARM_UP = 24, 4
 MATRIX = 512
 # Larger than any cache: what a matrix of weights streams at.
 STREAMED_BYTES = 64 << 20
@@ -52,7 +53,7 @@ class Measured:
     buffer_bytes: int
     call_ns: float  # a barrier: a call that moves nothing
     hand_over_ns: float  # one, among all ranks, without a call around it
-    link_bytes_per_s: float  # in and out at once
+    link_bytes_per_s: float  # into a rank's port: what it loads and what peers store; out of it as much at once
     copied_bytes_per_s: float  # loaded and stored by memcpy of STREAMED_BYTES
     flops_per_s: float  # float32
     memory_bytes: int
@@ -72,17 +73,16 @@ class ChipProbes:
 
     def sample(self) -> None:
         barrier: Callable[[], object] = lambda: dist.barrier(group=self.group)  # noqa: E731
+        self.samples["copy"].append(_core.copy_seconds(nbytes=STREAMED_BYTES, iterations=2))
+        barrier()
+        self.samples["mm"].append(_matrix_seconds(self.matrices))
         barrier()
         self.samples["call"].append(median(sample(barrier, CALLS)) * 1e-9)
         self.hand_over.sample()
-        self.samples["exchange"] += self._exchanges_s()
-        copies = max(1, STREAMED_BYTES >> 25)
-        self.samples["copy"].append(_core.copy_seconds(nbytes=STREAMED_BYTES, iterations=copies))
-        barrier()
-        self.samples["mm"].append(_matrix_seconds(self.matrices))
+        self.samples["exchange"].append(self._exchange_s())
 
-    def _exchanges_s(self) -> list[float]:
-        """Seconds of each exchange: what two barriers take with one between them and without it."""
+    def _exchange_s(self) -> float:
+        """Seconds: what two barriers take with an exchange between them, less what they take without."""
         own = self.buffers[self.rank]
         each = own.size // self.world_size
         share = slice(self.rank * each, (self.rank + 1) * each)
@@ -92,11 +92,11 @@ class ChipProbes:
             for other in others:
                 np.add(other, own[share], out=other)
 
-        with_it, without = [], []
-        for _ in range(EXCHANGES):
-            with_it.append(self._between_barriers_s(own, exchange))
-            without.append(self._between_barriers_s(own, lambda: None))
-        return [max(1e-9, seconds - median(without)) for seconds in with_it]
+        pairs = [
+            (self._between_barriers_s(own, exchange), self._between_barriers_s(own, _nothing)) for _ in range(EXCHANGES)
+        ]
+        with_it, without = (median(times) for times in zip(*pairs[WARM_UP:], strict=True))
+        return max(1e-9, with_it - without)
 
     def _between_barriers_s(self, own: Array, step: Callable[[], None]) -> float:
         own.fill(0)  # written by its rank, as a program would
@@ -109,18 +109,22 @@ class ChipProbes:
     def result(self) -> Measured:
         """Medians of all samples, averaged over the ranks. Collective."""
         seconds = {name: over_ranks(median(samples)) for name, samples in self.samples.items()}
-        each_way = self.buffer_bytes // self.world_size * (self.world_size - 1)
+        loaded = self.buffer_bytes // self.world_size * (self.world_size - 1)
         return Measured(
             world_size=self.world_size,
             cores=len(os.sched_getaffinity(0)),
             buffer_bytes=self.buffer_bytes,
             call_ns=seconds["call"] * 1e9,
             hand_over_ns=self.hand_over.result().transfers_us * 1e3 / 2,
-            link_bytes_per_s=each_way / seconds["exchange"],
+            link_bytes_per_s=2 * loaded / seconds["exchange"],  # as much is stored into it by peers
             copied_bytes_per_s=2 * STREAMED_BYTES / seconds["copy"],
             flops_per_s=2 * MATRIX**3 / seconds["mm"],
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.world_size,
         )
+
+
+def _nothing() -> None:
+    """What stands between two barriers where their own time is wanted."""
 
 
 def _shared_buffers(rank: int, world_size: int, elements: int) -> list[Array]:
