@@ -114,7 +114,10 @@ def _refusal(target: Target, op: str, algorithm: str, root: int | None) -> str |
     from hxcomm.sim import legality
 
     root = root if OPS[op].rooted else None
-    return legality.legal(algorithms.build(op, algorithm, target.network.world_size, root), target.chip, target.network)
+    network = target.network
+    return legality.legal(
+        algorithms.build(op, algorithm, network.world_size, root, network.hosts), target.chip, network
+    )
 
 
 def _itemsize(dtype: str) -> int:
@@ -330,7 +333,11 @@ class Planner:
         key = (op, algorithm, root, mapped, hosts, ordered)
         if key not in self._plans:
             self._check_order(op, algorithm, ordered)
-            schedule = algorithms.build(op, algorithm, self.layout.world_size, root if root >= 0 else None, hosts)
+            # What is timed is what runs: a simulated chip may lie on another host than this rank does.
+            of_chips = self.target.network.hosts if self.target is not None and mapped else None
+            schedule = algorithms.build(
+                op, algorithm, self.layout.world_size, root if root >= 0 else None, of_chips or hosts
+            )
             compiled = compile_plan(schedule, self.rank, private=not mapped, hosts=hosts)
             self._plans[key] = _core.Plan(words=list(compiled.words), hash=compiled.plan_hash, algorithm=algorithm)
         return self._plans[key]

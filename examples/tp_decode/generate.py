@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import simulation
 import torch
 import torch.distributed as dist
 from communication import Communication
@@ -44,6 +45,8 @@ class Timing:
     first_token_ns: int = 0
     end_ns: int = 0
     communication_ns: int = 0  # spent in collectives between first_token_ns and end_ns
+    virtual_begin: Any = None  # the same moments in virtual time, where a chip is simulated
+    virtual_first_token: Any = None
 
     @property
     def decode_s(self) -> float:
@@ -89,6 +92,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--backend", default="hxcomm", help="torch.distributed backend (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument(
+        "--simulate", metavar="CHIP", help="with --device hx: also tell what it would cost on such chips (HXCOMM_SIM)"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=1,
+        metavar="CHUNKS",
+        help="send chunks of a product while the next one is computed (default: 1, not; backend hxcomm)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads per rank (default: what torch decides)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and summary")
     args = parser.parse_args(arguments)
@@ -98,6 +111,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         (args.top_k < 0, f"--top-k {args.top_k}: must be 0 (all tokens) or more"),
         (not 0 < args.top_p <= 1, f"--top-p {args.top_p}: must be above 0 and at most 1"),
         (args.threads is not None and args.threads < 1, f"--threads {args.threads}: must be at least 1"),
+        (args.overlap < 1, f"--overlap {args.overlap}: must be at least 1"),
     ):
         if wrong:
             parser.error(message)
@@ -138,6 +152,7 @@ def prepare(
     if launched and not dist.is_backend_available(args.backend):
         known = ", ".join(sorted(name for name in dist.Backend.backend_list if dist.is_backend_available(name)))
         raise UsageError(f"--backend {args.backend}: torch.distributed does not know it here (it knows {known})")
+    simulation.prepare(args.simulate, args.device, args.backend if launched else None)
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -161,13 +176,14 @@ def prepare(
 
 def run(args: argparse.Namespace, source: Source, shards: list[Shard], tokenizer: Tokenizer, prompt: list[int]) -> None:
     """Load this rank's shard, decode, and on rank 0 show the text and what it took."""
-    communication = Communication()
+    communication = Communication(args.overlap)
     leader = communication.rank == 0
     shard = shards[communication.rank]
     device = torch.device(args.device)
     with tqdm(desc="loading", total=source.config.layers + 1, unit="layer", disable=not leader, leave=False) as bar:
         weights = load(source, shard, getattr(torch, args.dtype), device, loaded=bar.update)
-    model = Decoder(source.config, shard, weights, communication, max_length=len(prompt) + args.max_new_tokens)
+    max_length = len(prompt) + args.max_new_tokens
+    model = Decoder(source.config, shard, weights, communication, max_length, mark=simulation.region)
     most_rows = max(len(shard.rows) for shard in shards)
     sampler = Sampler(communication, shard, most_rows, args.temperature, args.top_k, args.top_p, args.seed)
 
@@ -192,6 +208,8 @@ def run(args: argparse.Namespace, source: Source, shards: list[Shard], tokenizer
     if show:
         say(f"{rest}\n\n")
         print(summary(args.backend, args.device, communication, timing, len(tokens)))
+        if timing.virtual_first_token is not None:
+            print(f"\n{simulation.summary(timing, len(tokens))}")
         return
     result = {
         "text": text + rest,
@@ -203,6 +221,8 @@ def run(args: argparse.Namespace, source: Source, shards: list[Shard], tokenizer
         "device": args.device,
         "world_size": communication.world_size,
     }
+    if timing.virtual_first_token is not None:
+        result["simulated"] = simulation.as_json(timing, len(tokens))
     print(json.dumps(result))
 
 
@@ -212,6 +232,7 @@ def decode(
     """Yield up to max_new_tokens tokens, ending with the first one in `stop`, and take the times."""
     communication, device = model.communication, model.weights.norm.device
     communication.barrier()  # so that no rank's clock counts the loading of another
+    timing.virtual_begin = simulation.report()
     timing.begin_ns = time.perf_counter_ns()
     for start in range(0, len(prompt), PREFILL_TOKENS):
         piece = torch.tensor(prompt[start : start + PREFILL_TOKENS], device=device)
@@ -219,6 +240,7 @@ def decode(
     token = sampler.next_token(logits)
     timing.first_token_ns = timing.end_ns = time.perf_counter_ns()
     communicated_ns = communication.time_ns
+    timing.virtual_first_token = simulation.report()
     yield token
     for position in range(len(prompt), len(prompt) + max_new_tokens - 1):
         if token in stop:

@@ -9,6 +9,7 @@ Knows nothing of files, tokens' text or backends; a `Communication` is its only 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,7 +60,8 @@ class Weights:
 class Decoder:
     """The forward pass of one rank, with a KV cache preallocated for `max_length` positions of each sequence.
 
-    `batch` sequences of equal length are decoded together.
+    `batch` sequences of equal length are decoded together. `mark` is told what begins: "embedding", "layer 0" ... or
+    "head".
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Decoder:
         max_length: int,
         *,
         batch: int = 1,
+        mark: Callable[[str], object] = lambda part: None,
     ) -> None:
         self.config = config
         self.shard = shard
@@ -78,6 +81,7 @@ class Decoder:
         self.communication = communication
         like = weights.norm
         self.batch = batch
+        self.mark = mark
         shape = (config.layers, batch, len(shard.kv_heads), max_length, config.head_dim)
         self.keys, self.values = like.new_empty(shape).unbind(), like.new_empty(shape).unbind()
         cos, sin = rope_tables(config, max_length)
@@ -95,16 +99,19 @@ class Decoder:
         """
         count = tokens.shape[-1]
         end = position + count
+        self.mark("embedding")
         x = self.embed(tokens)
         rope = self.cos[position:end], self.sin[position:end]
         mask = None  # one new token sees everything that is in the cache
         if count > 1:
             mask = torch.ones(count, end, dtype=torch.bool, device=x.device).tril(diagonal=position)
             mask = mask.repeat_interleave(self.shard.group, dim=0)
-        for layer, keys, values in zip(self.weights.layers, self.keys, self.values, strict=True):
+        for number, (layer, keys, values) in enumerate(zip(self.weights.layers, self.keys, self.values, strict=True)):
+            self.mark(f"layer {number}")
             cache = keys[:, :, :end], values[:, :, :end]
             x += self.attention(layer, cache, self.norm(x, layer.attention_norm), rope, mask)
             x += self.mlp(layer, self.norm(x, layer.mlp_norm))
+        self.mark("head")
         return F.linear(self.norm(x[..., -1, :], self.weights.norm), self.weights.head)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from hxcomm import algorithms, environment
 from hxcomm.select import Target
 from hxcomm.sim import chips, choosing
 from hxcomm.sim.interconnect import Interconnect, InterconnectError, interconnect
+from hxcomm.sim.legality import IllegalSchedule
 from hxcomm.virtual import clock
 
 if TYPE_CHECKING:
@@ -117,10 +119,8 @@ def time(
     What the chip cannot execute (PREMUL_SUM is staged, by an algorithm of this machine) is timed as the chip would do
     it.
     """
-    if target.refusal(op, algorithm, root) is not None:
-        algorithm = choosing.choose(
-            op, max(nbytes, itemsize), target.chip, target.network, itemsize=itemsize, root=root
-        ).algorithm
-    return choosing.time_collective(
-        op, nbytes, target.chip, target.network, itemsize=itemsize, root=root, algorithm=algorithm, starts_ps=starts_ps
-    )
+    call = partial(choosing.time_collective, op, nbytes, target.chip, target.network, itemsize=itemsize, root=root)
+    try:
+        return call(algorithm=algorithm, starts_ps=starts_ps)
+    except IllegalSchedule:
+        return call(starts_ps=starts_ps)
