@@ -36,6 +36,7 @@ _DTYPES = {
 _lock = threading.Lock()
 _regions: dict[str, int] = {OUTSIDE: 0}
 _model: CostModel | None = None
+_started_as: tuple[str | None, str | None, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,22 @@ def is_running() -> bool:
 def start() -> None:
     """From now on ops of hx take virtual time. Harmless when called again. Raises ValueError where the chip or the
     costs that the environment names are wrong."""
-    global _model
+    global _model, _started_as
+    asked = environment.SIM.get(), environment.SIM_COSTS.get(), environment.SIM_OUT.get()
     with _lock:
         if _model is not None:
+            if asked != _started_as:
+                raise ValueError(
+                    f"HXCOMM_SIM, HXCOMM_SIM_COSTS and HXCOMM_SIM_OUT are {asked}, but this process began with "
+                    f"{_started_as}: a process simulates one chip from its first use of hx or its first group on"
+                )
             return
         from hxcomm import _C
 
         out = environment.SIM_OUT.get()
         model = CostModel(chip(), environment.SIM_COSTS.get())
         _C.clock_start(_cost_of, records=out is not None)
-        _model = model
+        _model, _started_as = model, asked
     from hxcomm.virtual import recording, summary
 
     if out is not None:
