@@ -90,10 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     tune_arguments.add_to(tune)
     tune.set_defaults(run=_tune)
 
+    _add_chips(commands.add_parser("chips", help="the chips that can be simulated; of one, where each value is from"))
     _add_verify(
         commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
     )
     return parser
+
+
+def _add_chips(chips: argparse.ArgumentParser) -> None:
+    add = chips.add_argument
+    add("chip", metavar="NAME_OR_PATH", nargs="?", help="explain this one: a name of the list, or a .toml of your own")
+    add("--ranks", type=_count, default=8, metavar="N", help="how many of them are linked (default: 8)")
+    add("--json", action="store_true", help="as JSON")
+    chips.set_defaults(run=_chips)
 
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
@@ -247,6 +256,16 @@ def _stats(options: argparse.Namespace) -> int:
     except report.ReportError as error:
         print(f"hxcomm stats: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _chips(options: argparse.Namespace) -> int:
+    from hxcomm.sim import explain
+
+    try:
+        print(explain.run(options))
+    except ValueError as error:  # ChipError, InterconnectError
+        raise UsageError(str(error)) from error
     return 0
 
 

@@ -98,8 +98,11 @@ Ps Engine::earliest(uint32_t number, uint32_t instance) const {
   const auto start = [&](int32_t rank) { return settings_.starts[static_cast<size_t>(rank_of(rank, instance))]; };
   Ps time = start(node.rank);
   for (const Span& span : {node.incoming, node.outgoing})
-    for (uint32_t i = span.first; i < span.first + span.count; ++i)
-      time = std::max({time, start(program_.messages[i].source), start(program_.messages[i].target)});
+    for (uint32_t i = span.first; i < span.first + span.count; ++i) {
+      const Message& message = program_.messages[i];
+      time = std::max(time, start(message.source));
+      if (!message.held) time = std::max(time, start(message.target));
+    }
   return settings_.earliest.empty() ? time : std::max(time, settings_.earliest[number]);
 }
 

@@ -1,6 +1,7 @@
 // When everything of a program happens: discrete events, integers of picoseconds, the same result everywhere.
 //
-// A node begins when what it waits for is done and all ranks that it touches have started. Its incoming messages ask
+// A node begins when what it waits for is done and all ranks whose memory it touches have started (what is kept for a
+// later transfer of its receiver may come before that). Its incoming messages ask
 // for their first links; when the last has arrived the chip works (one thing after another); then the outgoing messages
 // ask for theirs; with the last of them the node is done. A link serves whoever asked first; of several that ask at one
 // time, the one that has come fewer hops, then the one of the earlier transfer, then the one with the nearer target.

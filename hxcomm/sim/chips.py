@@ -212,11 +212,16 @@ def load(name_or_path: str | Path) -> Chip:
         written = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ChipError(f"{path}: cannot be read: {error}") from None
+    return read(written, str(path))
+
+
+def read(text: str, where: str) -> Chip:
+    """A chip from the text of a file; `where` is what errors call it."""
     try:
-        table = tomllib.loads(written)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ChipError(f"{path}: is not TOML: {error}") from None
-    return _Reader(str(path), written).chip(table)
+        raise ChipError(f"{where}: is not TOML: {error}") from None
+    return _Reader(where, text).chip(table)
 
 
 def replace(chip: Chip, dotted_key: str, value: object) -> Chip:

@@ -74,7 +74,7 @@ def _broken(transfer: Transfer, rules: Legal, network: Interconnect) -> str:
     if rules.max_sources is not None and len(transfer.sources) > rules.max_sources:
         return f"max_sources: {len(transfer.sources)} sources, a chip reduces at most {rules.max_sources} at a time"
     if not rules.multicast and len({at.rank for at in destinations}) > 1:
-        return f"multicast: one transfer stores to one other chip, this to {', '.join(map(str, destinations))}"
+        return f"multicast: one transfer stores to one other chip, this to {len({at.rank for at in destinations})}"
     if rules.neighbours_only:
         for source, target in [*((at.rank, rank) for at in sources), *((rank, at.rank) for at in destinations)]:
             passed = _passed(source, target, network)

@@ -29,7 +29,7 @@ def prepare(schedule: Schedule, push_only: bool = False) -> Prepared:
     """
     if push_only and reads_peers(schedule):
         schedule = pushed(schedule)
-    if schedule.form == "written" and schedule.hosts is None and schedule.world_size > 1:
+    if schedule.form == "written" and schedule.world_size > 1:
         program = _program(schedule, rotation=True)
         if isinstance(program, _core.SimulatedProgram):
             return Prepared(schedule, program, program.fold())
@@ -48,7 +48,9 @@ def prepare(schedule: Schedule, push_only: bool = False) -> Prepared:
 
 
 def _program(schedule: Schedule, rotation: bool) -> _core.SimulatedProgram | str:
-    rounds = schedule.rounds() if rotation else (transfers for _, transfers in schedule.numbered_rounds())
+    # Where it is lowered, round 0 is empty: the others keep their numbers.
+    written_out = (transfers for number, transfers in schedule.numbered_rounds() if number > 0 or transfers)
+    rounds = schedule.rounds() if rotation else written_out
     return _core.prepare_simulation(
         rounds,
         world_size=schedule.world_size,
