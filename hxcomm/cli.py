@@ -17,9 +17,13 @@ from pathlib import Path
 
 import hxcomm
 from hxcomm import build_check, environment
+from hxcomm.bench import chip_arguments
 from hxcomm.tune import arguments as tune_arguments
 
 ROOTED_AT = 0  # the root that `show` draws; `prove` takes the last rank, too
+
+
+CHIPS_MEASURE = "chips measure"
 
 
 class UsageError(Exception):
@@ -28,7 +32,10 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 where something was found wrong, 2 for a wrong command line."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == CHIPS_MEASURE.split():  # `chips` takes the name of a chip there, so this is a command of its own
+        words[:2] = [CHIPS_MEASURE]
+    options = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -91,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     tune.set_defaults(run=_tune)
 
     _add_chips(commands.add_parser("chips", help="the chips that can be simulated; of one, where each value is from"))
+    measure = commands.add_parser(
+        CHIPS_MEASURE,
+        help="make a chip file of this machine from probes: ranks that share memory, each a core",
+        description="Starts ranks on this host that measure what the machine allows, and writes a chip file of it.",
+    )
+    chip_arguments.add_to(measure)
+    chip_arguments.add_ranks(measure)
+    measure.set_defaults(run=_measure_chip)
+
     _add_verify(
         commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
     )
@@ -289,6 +305,15 @@ def _tune(options: argparse.Namespace) -> int:
         raise UsageError("--ranks 1: there is nothing to choose for one rank")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"]
     return subprocess.run([*torchrun, "-m", "hxcomm.tune", *settings.words()]).returncode
+
+
+def _measure_chip(options: argparse.Namespace) -> int:
+    from hxcomm.bench import arguments
+
+    try:
+        return chip_arguments.run(options)
+    except arguments.UsageError as error:
+        raise UsageError(str(error)) from error
 
 
 def _info(options: argparse.Namespace) -> int:

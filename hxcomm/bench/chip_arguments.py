@@ -35,14 +35,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds `measure` to the commands of `hxcomm chips`."""
-    parser = commands.add_parser(
-        "measure",
-        help="make the chip file of this machine from probes: ranks that share memory, each a core",
-        description="Starts ranks on this host that measure what the machine allows, and writes a chip file of it.",
-    )
-    add_to(parser)
+def add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks",
         type=_ranks,
@@ -50,7 +43,6 @@ def add_measure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="N,N",
         help="how many at once (default: 2); with several numbers, a file for each: here-2.toml, here-4.toml",
     )
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hxcomm import cli
 from hxcomm.bench import chip_arguments
 from hxcomm.bench.arguments import UsageError
 from hxcomm.bench.chip import Measured, chip_text
@@ -56,13 +58,29 @@ def test_ranks_measure_a_chip_that_loads(rank_pool: Pool, tmp_path: Path) -> Non
     assert chips.load(path).links[0].bandwidth_bytes_per_s > 0
 
 
-def test_the_numbers_of_ranks_are_read_or_refused() -> None:
-    parser = argparse.ArgumentParser()
-    chip_arguments.add_measure(parser.add_subparsers())
-    assert parser.parse_args(["measure", "--out", "x.toml", "--ranks", "4,2"]).ranks == [2, 4]
-    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as err:
-        parser.parse_args(["measure", "--out", "x.toml", "--ranks", "1"])
-    assert "one rank has no links" in err.getvalue()
+def test_each_number_of_ranks_has_its_own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(chip_arguments.subprocess, "run", run)
+    words = ["chips", "measure", "--out", str(tmp_path / "here.toml"), "--ranks", "4,2", "--bytes", "1MiB"]
+    assert cli.main(words) == 0
+    assert [each[-3] for each in commands] == [str(tmp_path / f"here-{n}.toml") for n in (2, 4)]
+    assert all(f"--nproc-per-node={n}" in each for n, each in zip((2, 4), commands, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--ranks", "1"], "one rank has no links"), (["--bytes", "4KiB"], "at least 64KiB")]
+)
+def test_what_cannot_be_measured_is_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["chips", "measure", "--out", str(tmp_path / "here.toml"), *words])
+    assert said in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(tmp_path: Path) -> None:
