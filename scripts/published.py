@@ -260,7 +260,8 @@ def table() -> str:
             point, tolerance = verdict.point, verdict.point.get("tolerance_percent")
             published = " to ".join(number(each) for each in dict.fromkeys(_ends(point["published"])))
             what = f"{row['what']} ({row['unit']})" if i == 0 else ""
-            allowed = "-" if tolerance is None else "exact" if tolerance == 0 else f"{tolerance:g} %"
+            exactly = "inside" if isinstance(point["published"], list) else "exact"
+            allowed = "-" if tolerance is None else exactly if tolerance == 0 else f"{tolerance:g} %"
             said = {None: "", True: "met", False: "**missed**"}[verdict.hit]
             lines.append(
                 f"| {what} | {CLASSES[row['class']] if i == 0 else ''} | {point['at']} | {published} "
