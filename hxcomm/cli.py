@@ -18,6 +18,7 @@ from pathlib import Path
 import hxcomm
 from hxcomm import build_check, environment
 from hxcomm.bench import chip_arguments
+from hxcomm.simulate import arguments as simulate_arguments
 from hxcomm.tune import arguments as tune_arguments
 
 ROOTED_AT = 0  # the root that `show` draws; `prove` takes the last rank, too
@@ -91,10 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser(
         "tune",
         help="measure which algorithms are fastest here, and write a table for HXCOMM_TUNING",
-        description="Starts ranks on this host that measure. On several hosts: torchrun ... -m hxcomm.tune --out FILE.",
+        description="Starts ranks on this host that measure. On several hosts: torchrun ... -m hxcomm.tune --out FILE. "
+        "With --chip nothing is measured: the table is that of a simulated chip's links.",
     )
     tune.add_argument("--ranks", type=_count, required=True, metavar="N", help="world size; the table is for it only")
     tune_arguments.add_to(tune)
+    tune.add_argument("--chip", metavar="NAME", help="simulate this chip (`hxcomm chips` lists them, or a .toml file)")
+    simulate_arguments.add_links_to(tune)
     tune.set_defaults(run=_tune)
 
     _add_chips(commands.add_parser("chips", help="the chips that can be simulated; of one, where each value is from"))
@@ -106,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     chip_arguments.add_to(measure)
     chip_arguments.add_ranks(measure)
     measure.set_defaults(run=_measure_chip)
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="time a collective on simulated chips and links, by algorithm and size",
+        description="Nothing is run: each algorithm's Schedule is timed on the links of a chip file.",
+    )
+    simulate_arguments.add_to(simulate)
+    simulate.set_defaults(run=_simulate)
 
     _add_verify(
         commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
@@ -294,15 +306,32 @@ def _verify(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    from hxcomm.bench import arguments
+    from hxcomm.simulate import command
+
+    try:
+        return command.run(simulate_arguments.settings_of(options))
+    except arguments.UsageError as error:
+        raise UsageError(str(error)) from error
+
+
 def _tune(options: argparse.Namespace) -> int:
     from hxcomm.bench import arguments
 
+    if options.ranks < 2:
+        raise UsageError("--ranks 1: there is nothing to choose for one rank")
     try:
+        if options.chip is not None:
+            from hxcomm.simulate import tuning
+
+            return tuning.run(
+                tune_arguments.settings_of(options), *simulate_arguments.network_of(options, options.ranks)
+            )
+        simulate_arguments.refuse_links(options)
         settings = tune_arguments.settings_of(options)
     except arguments.UsageError as error:
         raise UsageError(str(error)) from error
-    if options.ranks < 2:
-        raise UsageError("--ranks 1: there is nothing to choose for one rank")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"]
     return subprocess.run([*torchrun, "-m", "hxcomm.tune", *settings.words()]).returncode
 

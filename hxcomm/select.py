@@ -321,7 +321,8 @@ class Planner:
             return f" (not by {self.table.name}: it has no row for {op} of {nbytes} bytes on {device})"
         if rank_order and not keeps_rank_order(op, row.algorithm, self.layout):
             return f" (not by {self.table.name}: HXCOMM_DETERMINISM=layout, and {row.algorithm} is not in rank order)"
-        why = f"measured ({self.table.name}): {row.us:g} us for {row.measured_bytes} bytes"
+        how = "simulated" if self.table.simulated else "measured"
+        why = f"{how} ({self.table.name}): {row.us:g} us for {row.measured_bytes} bytes"
         if row.runner_up is not None:
             why += f", {row.runner_up.algorithm} {row.runner_up.us:g} us"
         return Choice(row.algorithm, why, row.segment_bytes)

@@ -66,6 +66,11 @@ class Table:
     name: str = ""
     digest: str = ""
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the times are those of a simulated chip, which `made` then names: `hxcomm tune --chip` wrote it."""
+        return "simulated" in self.made
+
     def row(self, op: str, nbytes: int, device: str) -> Row | None:
         """The row for a block of `nbytes`; None beyond what was measured: shorter than half of the smallest, longer
         than the last row says."""

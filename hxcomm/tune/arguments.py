@@ -13,6 +13,7 @@ from hxcomm.bench.arguments import Parser, UsageError, parse_iterations, parse_s
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce")  # those with more than one algorithm
 SIZES = tuple(64 * 4**i for i in range(11))  # 64 B to 64 MiB
+BUDGET_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add("--ops", type=_among(OPS, "op"), default=OPS, metavar="OP,OP", help="among " + ", ".join(OPS))
     add("--sizes", type=parse_sizes, default=SIZES, metavar="SIZE,SIZE", help="default: 64, 256 ... 64MiB")
     add("--device", type=_among(tuning.DEVICES, "device"), default=("cpu",), metavar="DEV,DEV", help="cpu, hx or both")
-    add("--budget-s", type=_seconds, default=60.0, metavar="S", help="about how long it may take (default: 60)")
+    add("--budget-s", type=_seconds, default=BUDGET_S, metavar="S", help="about how long it may take (default: 60)")
     add("--iters", type=parse_iterations, metavar="N", help="timed iterations of each; auto: by time (default: auto)")
 
 
