@@ -1,7 +1,7 @@
 """One run of vLLM, in its environment: python vllm_program.py RESULT MODEL RANKS {eager,compiled} WORKERS
 
 Decodes one prompt greedily and writes to RESULT what came out and how often each rank's hxcomm did which collective
-meanwhile. WORKERS: the module of the class that is added to vLLM's workers.
+meanwhile and in total. WORKERS: the module of the class that is added to vLLM's workers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def main() -> None:
     after = engine.collective_rpc("communication")
     (made,) = answer.outputs
     report = {
+        "prompt": PROMPT,
         "text": made.text,
         "tokens": list(made.token_ids),
         "logprobs": [each[token].logprob for each, token in zip(made.logprobs, made.token_ids, strict=True)],
         "names": after[0][0],
+        "totals": [now for _, now in after],
         "calls": [
             {op: count - then.get(op, 0) for op, count in now.items() if count > then.get(op, 0)}
             for (_, then), (_, now) in zip(before, after, strict=True)
