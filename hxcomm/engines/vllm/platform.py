@@ -26,8 +26,8 @@ _Base: Any = resolve_obj_by_qualname(cpu_platform_plugin() or "vllm.platforms.cp
 
 
 def _is_inductor_trusted() -> bool:
-    """Not on x86 without AVX-512: on one such machine torch 2.13's inductor compiled vLLM's vocabulary mask wrongly in 6
-    of 18 cases, with any backend; on one that only hides its AVX-512 from torch, in 0 of 162. So a precaution."""
+    """Not on x86 without AVX-512, as a precaution: on one such machine torch 2.13's inductor compiled vLLM's vocabulary
+    mask wrongly in 6 of 18 cases, with any backend; on one that only hides its AVX-512 from torch, in 0 of 162."""
     return _Base.get_cpu_architecture() != CpuArchEnum.X86 or torch.cpu._is_avx512_supported()
 
 
@@ -44,8 +44,8 @@ class HxcommCpuPlatform(_Base):  # type: ignore[misc]
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        """As on CPU, but for two things: where inductor is not trusted, the model is traced, and not compiled by it; and
-        compiled models, which call the communicator that they were traced with, are cached apart from others."""
+        """As on CPU, but for two things: where inductor is not trusted, it does not compile the model, which is traced;
+        and compiled models, which call the communicator that they were traced with, are cached apart from others."""
         super().check_and_update_config(vllm_config)
         # vLLM keeps compiled models by a hash of its configuration, which the platform is no part of.
         vllm_config.additional_config = {**vllm_config.additional_config, "hxcomm": hxcomm.__version__}
