@@ -96,7 +96,7 @@ class ChipProbes:
             (self._between_barriers_s(own, exchange), self._between_barriers_s(own, _nothing)) for _ in range(EXCHANGES)
         ]
         with_it, without = (median(times) for times in zip(*pairs[WARM_UP:], strict=True))
-        return max(1e-9, with_it - without)
+        return max(1e-9, float(with_it) - float(without))
 
     def _between_barriers_s(self, own: Array, step: Callable[[], None]) -> float:
         own.fill(0)  # written by its rank, as a program would
