@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from hxcomm.algorithms.broadcast_ring import broadcast_ring
 from hxcomm.algorithms.reduce_ring import reduce_ring
-from hxcomm.schedule import Round, Schedule
+from hxcomm.schedule import Round, Schedule, Transfer
 
 
 def all_reduce_line(world_size: int) -> Schedule:
@@ -25,8 +25,9 @@ def all_reduce_line(world_size: int) -> Schedule:
 
     def rounds() -> Iterator[Round]:
         # Piece p is complete after round p + n // 2 + 2, and round p + 1 of the broadcast is the first to read it.
-        waiting: list[Round] = [()] * (n // 2 + 1)
-        for up, down in zip_longest(gathered.rounds(), [*waiting, *spread.rounds()], fillvalue=()):
-            yield [*up, *down]
+        waiting: list[Sequence[Transfer]] = [()] * (n // 2 + 1)
+        up = [transfers for _, transfers in gathered.numbered_rounds()]
+        down = waiting + [transfers for _, transfers in spread.numbered_rounds()]
+        yield from ([*first, *second] for first, second in zip_longest(up, down, fillvalue=()))
 
     return Schedule("all_reduce", "line", n, rounds, pieces=gathered.pieces, scratch=gathered.scratch)

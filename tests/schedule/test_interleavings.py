@@ -72,7 +72,7 @@ def long_step(rng: random.Random, n: int, op: str, algorithm: str, root: int | N
 def is_caught(
     seed: str, n: int, private: bool, op: str, algorithm: str, root: int | None, rank: int, index: int
 ) -> bool:
-    for number in range(40):
+    for number in range(400):  # pipelined chains give a rank little time to be too early in
         rng = random.Random(f"{seed} {number}")
         stream = [long_step(rng, n, op, algorithm, root) for _ in range(2)]
         try:
