@@ -78,7 +78,18 @@ class Interconnect:
     @cached_property
     def identity(self) -> tuple[object, ...]:
         """Equal where times are."""
-        return self.world_size, self.dimensions or self.links, self.faults
+        dimensions = tuple([(each.kind, each.size, each.directions, *_values(each.level)) for each in self.dimensions])
+        return self.world_size, dimensions or self.links, self.faults
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Interconnect) and self.identity == other.identity)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.identity)
 
     @cached_property
     def hosts(self) -> tuple[int, ...] | None:
@@ -333,21 +344,17 @@ def _links(dimensions: Sequence[Dimension], world_size: int) -> Iterator[Link]:
     strides = [prod(each.size for each in dimensions[:d]) for d in range(len(dimensions))]
     switch = world_size
     for d, others in _instances(dimensions):
-        dimension, level = dimensions[d], dimensions[d].level
+        dimension, values = dimensions[d], _values(dimensions[d].level)
         rest = [stride for i, stride in enumerate(strides) if i != d]
         base = sum(at * stride for at, stride in zip(others, rest, strict=True))
-        values = (
-            level.achieved_bytes_per_s,
-            level.latency_ps,
-            level.per_message_ps,
-            level.forwarding,
-            level.tick_ps,
-        )
-
         nodes = [*(base + place * strides[d] for place in range(dimension.size)), switch]
         yield from (Link(nodes[source], nodes[target], *values) for source, target in _ends(dimension))
         if dimension.kind == "switch" and dimension.size > 1:
             switch += 1
+
+
+def _values(level: Links) -> tuple[Fraction, int, int, chips.Forwarding, int]:
+    return level.achieved_bytes_per_s, level.latency_ps, level.per_message_ps, level.forwarding, level.tick_ps
 
 
 def _with_faults(network: Interconnect) -> Interconnect:

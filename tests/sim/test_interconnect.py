@@ -156,6 +156,13 @@ def test_a_fault_that_is_written_otherwise_is_refused(text: str) -> None:
         parse_fault(text)
 
 
+def test_networks_are_equal_where_times_are() -> None:
+    assert interconnect(chip(), 8) == interconnect(chip(), 8, "ring:8") != interconnect(chip(), 8, "line")
+    faulty = [interconnect(chip(), 8, faults=[fault]) for fault in ("slow-link:3-4:0.5x", "slow-link:3-4:0.6x")]
+    bare = [Interconnect(8, each.links) for each in faulty]
+    assert len({*faulty, *bare, *[Interconnect(8, each.links) for each in faulty], interconnect(chip(), 8)}) == 5
+
+
 def test_links_alone_make_a_network_whose_messages_take_the_fewest_hops() -> None:
     ring = interconnect(chip(), 4)
     bare = Interconnect(2, ring.links)  # ranks 2 and 3 are chips of others
