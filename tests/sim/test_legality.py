@@ -6,8 +6,7 @@ import pytest
 from sim.chip_files import chip
 
 from hxcomm import algorithms
-from hxcomm.schedule import prove
-from hxcomm.schedule.schedule import Rotation
+from hxcomm.schedule import Location, Rotation, Schedule, Transfer, copy, prove, reduce
 from hxcomm.sim import chips
 from hxcomm.sim.engine import DeadlockError, time_schedule
 from hxcomm.sim.interconnect import interconnect
@@ -106,7 +105,30 @@ def test_with_too_few_credits_a_chip_that_needs_all_its_sources_waits_for_ever()
 
 
 def test_a_credit_is_given_back_when_the_receiver_has_read() -> None:
-    # One credit: the next message sets out when the chip has reduced the one before. 64 bytes: 3 x 64 ns of work.
-    schedule = algorithms.build("all_reduce", "ring", 2)
-    used = chip(legal__credits_per_link=1, legal__push_only=True, collective__reduce_bytes_per_s=1e9)
-    assert time_schedule(schedule, used, 128).total_ps == (564 + 192 + 564) * 1000
+    # Two pieces of 64 bytes from rank 0, each of which rank 1 reduces with its own: 64 ns on the link, 500 ns of way,
+    # 3 x 64 ns of work.
+    def rounds() -> list[list[Transfer]]:
+        return [[reduce(1, [Location(r, "input", p) for r in (0, 1)], Location(1, "output", p)) for p in (0, 1)]]
+
+    schedule = Schedule("reduce", "in_two_pieces", 2, rounds, root=1, pieces=2)
+    free = chip(legal__push_only=True, collective__reduce_bytes_per_s=1e9)
+    one = chips.replace(free, "legal.credits_per_link", 1)
+    assert time_schedule(schedule, free, 128).total_ps == (564 + 192 + 192) * 1000
+    assert time_schedule(schedule, one, 128).total_ps == (564 + 192 + 564 + 192) * 1000
+
+
+def test_a_message_that_goes_on_makes_room_behind_it() -> None:
+    # Two messages of 128 bytes over two links with one credit each. The first is sent on from 628 to 756 ns: then the
+    # second sets out, and needs 628 ns for each link.
+    schedule = Schedule(
+        "broadcast",
+        "far",
+        3,
+        lambda: [[copy(0, Location(0, "input", p), Location(2, "output", p)) for p in (0, 1)]],
+        root=0,
+        pieces=2,
+    )
+    line = {each: interconnect(each, 3, "line") for each in (chip(), chip(legal__credits_per_link=1))}
+    free, one = [time_schedule(schedule, each, 256, network=network).total_ps for each, network in line.items()]
+    assert free == (128 + 500 + 2 * 128 + 500) * 1000
+    assert one == (756 + 2 * 628) * 1000
