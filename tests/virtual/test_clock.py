@@ -151,7 +151,7 @@ def parts_of_a_step(rank: int, world_size: int) -> dict[str, int]:
         ({"memory.bandwidth_bytes_per_s": "5e11"}, {"other"}),
         ({"links.bandwidth_bytes_per_s": "2e9"}, {"exposed"}),
         ({"links.latency_ns": "2000"}, {"exposed"}),
-        ({"collective.reduce_bytes_per_s": "5e11"}, {"exposed"}),
+        ({"collective.reduce_bytes_per_s": "1e9"}, {"exposed"}),
         ({"compute.flops_per_s.float32": "5e11"}, {"weights"}),
         ({"compute.fixed_ns_per_op": "20"}, {"weights", "other"}),
         ({"overlap_chunks": "8"}, set()),
@@ -207,18 +207,18 @@ def group(rank: int, world_size: int, of_rank: dict[int, dict[str, str]]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "error", "said"),
     [
-        ({"HXCOMM_SIM": "lpv"}, "lpv"),
-        ({"HXCOMM_ALGO": "all_reduce:one_shot"}, "neighbours_only"),
-        ({"HXCOMM_SIM_COSTS": "table:nowhere.csv"}, "nowhere.csv"),
+        ({"HXCOMM_SIM": "lpv"}, "ChipError", "lpv"),
+        ({"HXCOMM_ALGO": "all_reduce:one_shot"}, "ValueError", "neighbours_only"),
+        ({"HXCOMM_SIM_COSTS": "table:nowhere.csv"}, "CostError", "nowhere.csv"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_before_anything_runs(
-    run_ranks: Run, chip: str, variables: dict[str, str], said: str
+    run_ranks: Run, chip: str, variables: dict[str, str], error: str, said: str
 ) -> None:
     env = {"HXCOMM_SIM": chip, **variables}
-    for each in run_ranks(group, 4, {}, backend=None, env=env, expect=dict.fromkeys(range(4), "ValueError")):
+    for each in run_ranks(group, 4, {}, backend=None, env=env, expect=dict.fromkeys(range(4), error)):
         assert said in each.message
 
 

@@ -53,7 +53,7 @@ def test_tokens_are_those_of_a_run_without_a_chip_and_two_runs_predict_the_same(
         sums = region["weights"] + region["kv_cache"] + region["other"] + region["exposed"]
         assert sums == pytest.approx(region["total"], rel=1e-12)
     assert {"embedding", "layer 0", "head"} <= set(simulated["regions_ms"])
-    assert (simulated["parts_ms"]["exposed"] > 0) == (world_size > 1)
+    assert world_size == 1 or simulated["parts_ms"]["exposed"] > 0
 
 
 def test_chunks_that_travel_leave_the_tokens_and_are_seen(run_ranks: Run) -> None:
