@@ -18,6 +18,7 @@ from pathlib import Path
 import hxcomm
 from hxcomm import build_check, environment
 from hxcomm.bench import chip_arguments
+from hxcomm.predict import arguments as predict_arguments
 from hxcomm.simulate import arguments as simulate_arguments
 from hxcomm.tune import arguments as tune_arguments
 
@@ -118,6 +119,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate_arguments.add_to(simulate)
     simulate.set_defaults(run=_simulate)
+
+    predict = commands.add_parser(
+        "predict",
+        help="milliseconds per token of a model on simulated chips, without weights",
+        description="Records the model's code on tensors without memory, and times it by a chip file.",
+    )
+    predict_arguments.add_to(predict)
+    predict.set_defaults(run=_predict)
 
     _add_verify(
         commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
@@ -313,6 +322,16 @@ def _simulate(options: argparse.Namespace) -> int:
     try:
         return command.run(simulate_arguments.settings_of(options))
     except arguments.UsageError as error:
+        raise UsageError(str(error)) from error
+
+
+def _predict(options: argparse.Namespace) -> int:
+    try:
+        settings = predict_arguments.settings_of(options)
+        from hxcomm.predict import command
+
+        return command.run(settings)
+    except predict_arguments.UsageError as error:
         raise UsageError(str(error)) from error
 
 

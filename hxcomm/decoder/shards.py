@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 
 
 class SplitError(ValueError):
-    """More ranks than the model can be split over. The text says how many it can."""
+    """A model that cannot be split over so many ranks. The text says what can be."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hxcomm.decoder.shards import SplitError
 from hxcomm.predict.recording import Peers
-
-
-class SplitError(ValueError):
-    """The model cannot be split so, or not over so many ranks. The text says what can be."""
 
 
 def rules(model: nn.Module, plan: Mapping[str, str]) -> Iterator[tuple[str, nn.Module, str]]:

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hxcomm.decoder.shards import even
 from hxcomm.sim.costs import OpRecord
+
+
+class ModelError(ValueError):
+    """The model cannot be recorded. The text says why."""
 
 
 class Collective(NamedTuple):
@@ -32,6 +37,10 @@ class LinearAllReduce(NamedTuple):
     itemsize: int  # of x and of the result
     weight_bits: int  # of an element of the weight, as it is stored
     dtype: str  # in which it is multiplied
+
+    def widths(self, chunks: int) -> list[int]:
+        """Columns of each chunk, as torch.tensor_split makes them."""
+        return even(self.columns, min(chunks, self.columns))
 
     def product(self, columns: int) -> OpRecord:
         """Of so many columns: x is read again for each chunk."""

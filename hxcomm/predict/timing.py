@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hxcomm.decoder.shards import even
 from hxcomm.predict.steps import Collective, LinearAllReduce, Pass, Step
 from hxcomm.sim.costs import KINDS, CostModel, OpRecord
 
-# When each rank is done, of a collective that they begin at these times; all in picoseconds of one clock.
-TimeCollective = Callable[[Collective, Sequence[int]], Sequence[int]]
+# Of a collective that the ranks begin at these times: when each is done, in picoseconds of the same clock, and how long
+# after its start the next one may begin, when the links have carried it (the rest is latency).
+TimeCollective = Callable[[Collective, Sequence[int]], tuple[Sequence[int], int]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _compute(clocks: list[_Clock], of_ranks: Sequence[Step], costs: CostModel) -
 def _communicate(clocks: list[_Clock], of_ranks: Sequence[Step], time_collective: TimeCollective) -> None:
     collective = of_ranks[0]
     assert isinstance(collective, Collective)
-    for clock, done in zip(clocks, time_collective(collective, [clock.now for clock in clocks]), strict=True):
+    finish, _ = time_collective(collective, [clock.now for clock in clocks])
+    for clock, done in zip(clocks, finish, strict=True):
         clock.exposed += done - clock.now
         clock.now = done
 
@@ -80,21 +81,28 @@ def _overlap(
     time_collective: TimeCollective,
     chunks: int,
 ) -> None:
-    """Chunk k travels while chunk k + 1 is computed; a rank's links take its chunks one after another."""
+    """Chunk k travels while chunk k + 1 is computed; a rank's links take its chunks one after another.
+
+    The same rule as for asynchronous collectives of a run under HXCOMM_SIM.
+    """
     linears = [step for step in of_ranks if isinstance(step, LinearAllReduce)]
     computed = [clock.now for clock in clocks]
-    travelled = list(computed)
-    carried = [0 for _ in clocks]
-    columns = linears[0].columns
-    for width in even(columns, min(chunks, columns)):
+    free = [0] * len(clocks)  # when the links take the next chunk
+    done = [0] * len(clocks)
+    travelled = [0] * len(clocks)
+    for width in linears[0].widths(chunks):
         for rank, linear in enumerate(linears):
             time_ps = costs.op_ps(linear.product(width))
             clocks[rank].ops["weights"] += time_ps
             computed[rank] += time_ps
-        starts = [max(ready, free) for ready, free in zip(computed, travelled, strict=True)]
-        travelled = list(time_collective(linears[0].sum(width), starts))
-        carried = [sum(each) for each in zip(carried, travelled, map(int.__neg__, starts), strict=True)]
-    for clock, ready, done, moving in zip(clocks, computed, travelled, carried, strict=True):
-        clock.now = done
-        clock.exposed += done - ready
-        clock.hidden += moving - (done - ready)
+        starts = [max(pair) for pair in zip(computed, free, strict=True)]
+        finish, gap = time_collective(linears[0].sum(width), starts)
+        for rank, (start, end) in enumerate(zip(starts, finish, strict=True)):
+            travelled[rank] += max(end, done[rank]) - max(start, done[rank])
+            done[rank] = max(end, done[rank])
+            free[rank] = start + gap
+    for rank, clock in enumerate(clocks):
+        exposed = done[rank] - computed[rank]
+        clock.now = done[rank]
+        clock.exposed += exposed
+        clock.hidden += travelled[rank] - exposed

@@ -19,12 +19,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from hxcomm.predict.recording import DTYPE, Peers, Recorder
 from hxcomm.predict.splitting import split, world_sizes
-from hxcomm.predict.steps import Pass, Stream
+from hxcomm.predict.steps import ModelError, Pass, Stream
 from hxcomm.predict.tensor_parallel_plans import DIVIDED, PLANS
-
-
-class ModelError(ValueError):
-    """The model cannot be recorded. The text says why."""
 
 
 class TransformersModel:

@@ -154,15 +154,3 @@ def _find_function(where: str, chip: Chip) -> Override:
         return time_ps
 
     return ask
-
-
-def pipelined(compute_ps: Sequence[int], collective_ps: Sequence[int]) -> tuple[int, int]:
-    """(until the last chunk's collective ends, how much of that is exposed) of chunks computed one after another.
-
-    Chunk k travels while chunk k + 1 computes; the links take one chunk after another.
-    """
-    computed = travelled = 0
-    for compute, collective in zip(compute_ps, collective_ps, strict=True):
-        computed += compute
-        travelled = max(computed, travelled) + collective
-    return travelled, travelled - computed

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hxcomm.sim.chips import Chip, Collective, Compute, Legal, Links, Memory
-from hxcomm.sim.costs import CostError, CostModel, OpRecord, pipelined
+from hxcomm.sim.costs import CostError, CostModel, OpRecord
 
 
 def chip(**changes: Any) -> Chip:
@@ -133,10 +133,3 @@ def test_a_function_replaces_the_roofline_where_it_returns_a_time(
 def test_a_cost_source_that_does_not_exist_is_refused_with_what_is_allowed(table: str) -> None:
     with pytest.raises(CostError):
         CostModel(chip(), table)
-
-
-def test_chunks_hide_all_of_their_travel_but_what_computing_leaves() -> None:
-    assert pipelined([10], [4]) == (14, 4)
-    assert pipelined([10, 10], [4, 4]) == (24, 4)  # the first travels while the second computes
-    assert pipelined([10, 10], [30, 30]) == (70, 50)  # the links are the bottleneck
-    assert pipelined([], []) == (0, 0)
