@@ -247,6 +247,47 @@ def weights_read(row: Row, point: Point) -> float:
     return sum(matrices_bytes(point["model"])) / point["chips"] / (row["bytes_per_s"] * point["utilization"]) * 1e3
 
 
+def decode_ms(config: Mapping[str, Any], chip: Chip, world_size: int, *, context: int, overlap: bool) -> float:
+    """By `hxcomm predict`'s own machinery. Its recorder needs torch and transformers, so it is imported here."""
+    from hxcomm.predict.prediction import Predictor
+    from hxcomm.predict.transformers_model import TransformersModel, config_of
+    from hxcomm.sim.costs import CostModel
+
+    model = TransformersModel("published", config_of(config))
+    predictor = Predictor(model, chip, CostModel(chip), context=context, prompt=1, weights="fp16")
+    chunks = chip.overlap_chunks if overlap else 1
+    time = predictor.predict(interconnect(chip, world_size), 1, chunks=chunks).ms_per_token
+    assert time is not None, f"the weights do not fit {world_size} chips"
+    return time
+
+
+@each_point
+def lpu_predict(row: Row, point: Point) -> float:
+    from hxcomm.predict.presets import CONFIGS
+
+    chip = chips.load(row["chip"])
+    if "achieved" in point:
+        chip = chips.replace(chip, "memory.achieved", point["achieved"])
+    return decode_ms(CONFIGS[point["preset"]], chip, point["chips"], context=point["context"], overlap=True)
+
+
+@each_point
+def lpu_scaling(row: Row, point: Point) -> float:
+    from hxcomm.predict.presets import CONFIGS
+
+    model, chip = row["model"], chips.load(row["chip"])
+    for key, name in (("bytes_per_s", "bandwidth_bytes_per_s"), ("latency_ns", "latency_ns")):
+        if key in point:
+            chip = chips.replace(chip, f"links.0.{name}", point[key])
+    hidden = model["hidden"]
+    shape = {"num_hidden_layers": model["layers"], "num_attention_heads": model["heads"], "ffn_dim": 4 * hidden}
+    config = {**CONFIGS["opt-1.3b"], **shape, "hidden_size": hidden, "word_embed_proj_dim": hidden}
+    one, several = (
+        decode_ms(config, chip, n, context=model["context"], overlap=point["overlap"]) for n in (1, point["chips"])
+    )
+    return one / several
+
+
 def number(value: float) -> str:
     """Four digits, but whole numbers as they are."""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:,.4g}"
