@@ -286,12 +286,15 @@ def _lane_name(rank: int, lane: str) -> str:
 
 
 def latency_picture(path: Path | str, times: Mapping[str, Mapping[int, int]], title: str = "") -> None:
-    """Time against size, both logarithmic: a curve for each algorithm, as picoseconds by bytes."""
+    """Time against size, both logarithmic: a curve for each algorithm, as picoseconds by bytes. Equal ones are one."""
     figure = _figure((8, 5.4))
     axes = figure.add_subplot()
-    for (name, curve), marker in zip(times.items(), _MARKERS * len(times), strict=False):
-        sizes = sorted(curve)
-        axes.plot(sizes, [curve[nbytes] for nbytes in sizes], marker=marker, markersize=4.5, label=name)
+    named: dict[tuple[tuple[int, int], ...], list[str]] = {}
+    for name, curve in times.items():
+        named.setdefault(tuple(sorted(curve.items())), []).append(name)
+    for number, (points, names) in enumerate(named.items()):
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=4.5, label=" = ".join(names))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda ps, _: time_text(ps))

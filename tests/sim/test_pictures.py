@@ -131,11 +131,12 @@ def test_a_timeline_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_curves_name_each_algorithm_and_gains_stand_beside_the_points(tmp_path: Path) -> None:
     times = {
-        name: {1 << k: factor * (US + (1 << k)) for k in range(10, 31)} for name, factor in (("ring", 1), ("x", 3))
+        name: {1 << k: factor * (US + (1 << k)) for k in range(10, 31)}
+        for name, factor in (("ring", 1), ("x", 3), ("as x", 3))
     }
     pictures.latency_picture(tmp_path / "latency.svg", times, "all_reduce")
     drawn = (tmp_path / "latency.svg").read_text()
-    assert [drawn.count(f"<!-- {text} -->") for text in ("ring", "x", "all_reduce", "1 KiB", "1 GiB")] == [1] * 5
+    assert [drawn.count(f"<!-- {text} -->") for text in ("ring", "x = as x", "all_reduce", "1 KiB", "1 GiB")] == [1] * 5
     pictures.scaling_picture(tmp_path / "scaling.svg", {"on": {1: 8.0, 2: 4.0, 8: 2.0}, "off": {1: 8.0, 2: 5.0}})
     drawn = (tmp_path / "scaling.svg").read_text()
     assert [drawn.count(f"<!-- {text} -->") for text in ("2.00x", "4.00x", "1.60x", "on")] == [1, 1, 1, 2]
