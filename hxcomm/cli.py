@@ -90,18 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("folder", type=Path, metavar="FOLDER", help="what HXCOMM_STATS was for the program")
     stats.set_defaults(run=_stats)
 
-    tune = commands.add_parser(
-        "tune",
-        help="measure which algorithms are fastest here, and write a table for HXCOMM_TUNING",
-        description="Starts ranks on this host that measure. On several hosts: torchrun ... -m hxcomm.tune --out FILE. "
-        "With --chip nothing is measured: the table is that of a simulated chip's links.",
-    )
-    tune.add_argument("--ranks", type=_count, required=True, metavar="N", help="world size; the table is for it only")
-    tune_arguments.add_to(tune)
-    tune.add_argument("--chip", metavar="NAME", help="simulate this chip (`hxcomm chips` lists them, or a .toml file)")
-    simulate_arguments.add_links_to(tune)
-    tune.set_defaults(run=_tune)
-
+    _add_tune(commands.add_parser("tune", help="measure which algorithms are fastest, and write a table of them"))
     _add_chips(commands.add_parser("chips", help="the chips that can be simulated; of one, where each value is from"))
     measure = commands.add_parser(
         CHIPS_MEASURE,
@@ -112,11 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     chip_arguments.add_ranks(measure)
     measure.set_defaults(run=_measure_chip)
 
-    simulate = commands.add_parser(
-        "simulate",
-        help="time a collective on simulated chips and links, by algorithm and size",
-        description="Nothing is run: each algorithm's Schedule is timed on the links of a chip file.",
-    )
+    simulate = commands.add_parser("simulate", help="time a collective on simulated chips, by algorithm and size")
+    simulate.description = "Nothing is run: each algorithm's Schedule is timed on the links of a chip file."
     simulate_arguments.add_to(simulate)
     simulate.set_defaults(run=_simulate)
 
@@ -132,6 +118,18 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
     )
     return parser
+
+
+def _add_tune(tune: argparse.ArgumentParser) -> None:
+    tune.description = (
+        "Writes a table for HXCOMM_TUNING. Starts ranks on this host that measure. On several hosts: torchrun ... -m "
+        "hxcomm.tune --out FILE. With --chip nothing is measured: the table is that of a simulated chip's links."
+    )
+    tune.add_argument("--ranks", type=_count, required=True, metavar="N", help="world size; the table is for it only")
+    tune_arguments.add_to(tune)
+    tune.add_argument("--chip", metavar="NAME", help="simulate this chip (`hxcomm chips` lists them, or a .toml file)")
+    simulate_arguments.add_links_to(tune)
+    tune.set_defaults(run=_tune)
 
 
 def _add_chips(chips: argparse.ArgumentParser) -> None:
