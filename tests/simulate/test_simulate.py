@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hxcomm.cli import main
+from hxcomm.simulate import arguments
 
 # Round numbers: 1 GB/s is 1 byte a nanosecond. Reducing takes no time to speak of.
 CHIP = """
@@ -230,6 +231,18 @@ def test_every_picture_that_is_asked_for_is_drawn(
 
 def test_a_barrier_has_no_size(chip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["size"] for row in simulated(capsys, "barrier", "--chips", "4", "--chip", chip)["rows"]] == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("1KiB..64KiB", (1 << 10, 1 << 12, 1 << 14, 1 << 16)),
+        ("1KiB..5000", (1 << 10, 1 << 12, 5000)),
+        ("1MiB,64,64..256", (64, 256, 1 << 20)),
+    ],
+)
+def test_sizes_are_a_range_times_four_with_its_end_or_a_list(text: str, sizes: tuple[int, ...]) -> None:
+    assert arguments.parse_sizes(text) == sizes
 
 
 @pytest.mark.parametrize(
