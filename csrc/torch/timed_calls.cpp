@@ -92,15 +92,16 @@ void TimedCalls::time(const ApiTimedCall& call) {
     known = times.emplace(std::move(relative), std::move(answer)).first;
   }
   const auto& [ends, gap] = known->second;
+  const auto me = static_cast<size_t>(rank_);
+  const int64_t before = finished_ps_[me];
   for (size_t r = 0; r < starts.size(); ++r) {
     next_ps_[r] = starts[r] + gap;
     finished_ps_[r] = std::max(finished_ps_[r], first + ends[r]);
   }
-  const auto me = static_cast<size_t>(rank_);
-  const int64_t took = finished_ps_[me] - starts[me];
   ++row->second.calls;
-  row->second.ps += took;
-  device::clock_communicated(took, region_of(call.ticket));
+  row->second.ps += finished_ps_[me] - starts[me];
+  // Time in which several calls travel at once passes once.
+  device::clock_communicated(finished_ps_[me] - std::max(starts[me], before), region_of(call.ticket));
 
   size_t event = kMostEvents;
   if (const auto began = began_ns_.find(call.ticket); began != began_ns_.end()) {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +232,7 @@ def _draw_matrix(axes: Any, links: Sequence[LinkUse], total_ps: int) -> Any:
 def timeline_picture(path: Path | str, events: Iterable[Event], title: str = "") -> None:
     """A lane for each chip's ops and collectives and for each link, virtual time above, real time below if there is."""
     lanes: dict[tuple[str, int, str], list[Event]] = {}
-    for event in events:
+    for event in sorted(events, key=lambda each: each.start_ps):
         lanes.setdefault((event.clock, event.rank, event.lane), []).append(event)
     clocks = [clock for clock in CLOCKS if any(key[0] == clock for key in lanes)]
     if not clocks:
@@ -260,10 +260,13 @@ def _draw_lanes(axes: Any, lanes: Mapping[tuple[int, str], list[Event]]) -> None
         spans = [((each.start_ps - first) / unit_ps, each.duration_ps / unit_ps) for each in lanes[key]]
         color = _KIND_COLORS[_kind(key[1])]
         axes.broken_barh(spans, (row - 0.38, 0.76), facecolor=color, edgecolor="white", linewidth=0.3)
-        for (start, length), event in zip(spans, lanes[key], strict=True):
-            room = 110 * event.duration_ps / max(1, last - first)  # characters of this size that fit
+        for event, following in pairwise([*lanes[key], None]):
+            # Calls that travel at once are drawn over each other: a name has the part before the next one.
+            end_ps = event.end_ps if following is None else min(event.end_ps, following.start_ps)
+            room = 110 * (end_ps - event.start_ps) / max(1, last - first)  # characters of this size that fit
             if len(event.name) <= room:
-                text = axes.text(start + length / 2, row, event.name, fontsize=6, color="white", clip_on=True)
+                middle = ((event.start_ps + end_ps) / 2 - first) / unit_ps
+                text = axes.text(middle, row, event.name, fontsize=6, color="white", clip_on=True)
                 text.set(ha="center", va="center")
     for row in range(1, len(ordered)):
         if ordered[row][0] != ordered[row - 1][0]:
