@@ -41,7 +41,16 @@ FORBIDDEN_IMPORTS: dict[str, tuple[str, ...]] = {
     "hxcomm/addresses.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core", "hxcomm.bootstrap"),
     "hxcomm/secret.py": ("torch", "numpy", "hxcomm._C", "hxcomm._core", "hxcomm.bootstrap"),
     "hxcomm/__init__.py": ("torch", "numpy", "zmq"),
-    "hxcomm/device": ("hxcomm.c10d", "hxcomm.select", "hxcomm.schedule", "hxcomm.algorithms"),
+    "hxcomm/device": (
+        "hxcomm.c10d",
+        "hxcomm.select",
+        "hxcomm.schedule",
+        "hxcomm.algorithms",
+        "hxcomm.sim",
+        "hxcomm.virtual",
+    ),
+    "hxcomm/linear_all_reduce.py": ("hxcomm",),
+    "hxcomm/virtual": ("hxcomm.c10d", "hxcomm.bootstrap", "hxcomm.torchcomms", "hxcomm._core"),
     "hxcomm/verify": (
         "hxcomm._C",
         "hxcomm._core",

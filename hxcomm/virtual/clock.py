@@ -215,7 +215,8 @@ def report() -> Report:
     regions = {}
     ops = 0
     for number, (times, calls, exposed, communication) in enumerate(extension.clock_regions()):
-        regions[names[number]] = Parts(*times, exposed, communication - exposed)
+        weights, kv_cache, other = times
+        regions[names[number]] = Parts(weights, kv_cache, other, exposed, communication - exposed)
         ops += sum(calls)
     collectives: dict[CollectiveKey, Collectives] = {}
     untimed = {"collectives of CPU tensors": 0, "messages": 0, "operations on windows": 0}
