@@ -171,6 +171,25 @@ def step_of(run_ranks: Run, chip: str) -> dict[str, int]:
     return dict(first)
 
 
+PROGRAM = """
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("hxcomm")
+dist.all_reduce(torch.ones(8, device="hx"))
+dist.destroy_process_group()
+"""
+
+
+def test_a_program_that_reports_nothing_is_told_once_when_it_ends(run_ranks: Run, chip: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    first, second = run_ranks(program, 2, env={"HXCOMM_SIM": chip})
+    assert "predicted for 2 simulated chips round" in first
+    assert "chip 0" in first
+    assert second == ""
+
+
 # --- which algorithm runs ---
 
 
