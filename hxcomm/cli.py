@@ -91,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     stats.set_defaults(run=_stats)
 
     _add_tune(commands.add_parser("tune", help="measure which algorithms are fastest, and write a table of them"))
+    _add_simulation(commands)
+    _add_verify(
+        commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
+    )
+    return parser
+
+
+def _add_simulation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What needs a chip file, or makes one."""
     _add_chips(commands.add_parser("chips", help="the chips that can be simulated; of one, where each value is from"))
     measure = commands.add_parser(
         CHIPS_MEASURE,
@@ -113,11 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict_arguments.add_to(predict)
     predict.set_defaults(run=_predict)
-
-    _add_verify(
-        commands.add_parser("verify", help="hold a torch.distributed backend against what the standard promises")
-    )
-    return parser
 
 
 def _add_tune(tune: argparse.ArgumentParser) -> None:
