@@ -258,8 +258,10 @@ def _draw_lanes(axes: Any, lanes: Mapping[tuple[int, str], list[Event]]) -> None
     unit_ps, unit = _time_unit(max(1, last - first))
     for row, key in enumerate(ordered):
         spans = [((each.start_ps - first) / unit_ps, each.duration_ps / unit_ps) for each in lanes[key]]
-        color = _KIND_COLORS[_kind(key[1])]
-        axes.broken_barh(spans, (row - 0.38, 0.76), facecolor=color, edgecolor="white", linewidth=0.3)
+        kind = _kind(key[1])
+        color = _KIND_COLORS[kind]
+        edge = color if kind == "links" else "white"  # a message is often narrower than a pixel: white would cover it
+        axes.broken_barh(spans, (row - 0.38, 0.76), facecolor=color, edgecolor=edge, linewidth=0.4)
         for event, following in pairwise([*lanes[key], None]):
             # Calls that travel at once are drawn over each other: a name has the part before the next one.
             end_ps = event.end_ps if following is None else min(event.end_ps, following.start_ps)
