@@ -51,6 +51,12 @@ FORBIDDEN_IMPORTS: dict[str, tuple[str, ...]] = {
     ),
     "hxcomm/linear_all_reduce.py": ("hxcomm",),
     "hxcomm/virtual": ("hxcomm.c10d", "hxcomm.bootstrap", "hxcomm.torchcomms", "hxcomm._core"),
+    "hxcomm/decoder": ("hxcomm._C", "hxcomm._core", "hxcomm.c10d", "hxcomm.sim", "hxcomm.virtual", "hxcomm.predict"),
+    "hxcomm/predict": ("hxcomm._C", "hxcomm._core", "hxcomm.c10d", "hxcomm.bootstrap", "hxcomm.select"),
+    "hxcomm/predict/arguments.py": ("torch", "transformers"),
+    "hxcomm/predict/presets.py": ("torch", "transformers"),
+    "hxcomm/predict/steps.py": ("torch", "transformers"),
+    "hxcomm/predict/timing.py": ("torch", "transformers", "hxcomm.virtual"),
     "hxcomm/verify": (
         "hxcomm._C",
         "hxcomm._core",

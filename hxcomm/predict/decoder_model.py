@@ -17,7 +17,7 @@ class DecoderModel:
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         self.config = config
-        self.positions = config.context
+        self.positions: int | None = config.context
 
     def world_sizes(self) -> list[int]:
         return list(range(1, self.config.heads + 1))

@@ -28,14 +28,14 @@ WEIGHTS = {"fp16": (16, "float16"), "fp8": (8, "float8"), "int4": (4, "int4")}
 DTYPE = torch.float16  # of activations and KV cache
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records while it is entered. `weights` and `cache` say which tensors those are.
 
     Matrices are stored as `stored` says (of WEIGHTS), everything else in 16 bits.
     """
 
     def __init__(self, weights: Iterable[Tensor], cache: Iterable[Tensor], stored: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bits, self.dtype = WEIGHTS[stored]
         self.weights = {_storage(each): each for each in weights}
         self.cache = {_storage(each): each for each in cache}
@@ -49,13 +49,13 @@ class Recorder(TorchDispatchMode):
     def __enter__(self) -> Self:
         self._inference = torch.inference_mode()
         self._inference.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._inference.__exit__(kind, error, trace)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -228,4 +228,5 @@ def _nbytes(tensor: Tensor) -> int:
 
 def _storage(tensor: Tensor) -> int:
     """Names the memory: views of one tensor share it."""
-    return tensor.untyped_storage()._cdata
+    name: int = tensor.untyped_storage()._cdata
+    return name

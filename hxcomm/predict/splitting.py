@@ -59,7 +59,8 @@ def split(model: nn.Module, plan: Mapping[str, str], divided: Mapping[str, tuple
             replaced[id(replaced[id(whole)])] = replaced[id(whole)]
         setattr(module, name, replaced[id(whole)])
 
-    for _, module, style in list(rules(model, plan)):
+    found: list[tuple[str, Any, str]] = list(rules(model, plan))
+    for _, module, style in found:
         columns, inputs = (1, 0) if _is_transposed(module) else (0, 1)
         cut(module, "weight", inputs if style == "rowwise" else columns)
         if style.startswith("colwise") and getattr(module, "bias", None) is not None:
@@ -102,11 +103,11 @@ def _gathered(module: nn.Module, peers: Peers) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _vocabulary(module: nn.Module, peers: Peers) -> Callable[[Tensor], Tensor]:
+def _vocabulary(module: Any, peers: Peers) -> Callable[[Tensor], Tensor]:
     inner = module.forward
 
     def forward(tokens: Tensor) -> Tensor:
-        elsewhere = tokens >= module.weight.shape[0]  # type: ignore[operator,union-attr]
+        elsewhere = tokens >= module.weight.shape[0]
         x = inner(tokens.masked_fill(elsewhere, 0))
         return peers.all_reduce(x.masked_fill_(elsewhere.unsqueeze(-1), 0))
 

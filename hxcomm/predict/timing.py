@@ -6,7 +6,7 @@ the simulated links say when it ends there. Knows neither torch nor models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hxcomm.predict.steps import Collective, LinearAllReduce, Pass, Step
@@ -45,27 +45,40 @@ class _Clock:
 def time_pass(recorded: Pass, costs: CostModel, time_collective: TimeCollective, *, chunks: int) -> Parts:
     """Of the rank that is done last. `chunks` is how many pieces of a product travel while the next one is computed."""
     clocks = [_Clock() for _ in recorded.stream_of_rank]
-    for steps in zip(*(stream.steps for stream in recorded.streams), strict=True):
-        of_ranks = [steps[stream] for stream in recorded.stream_of_rank]
-        if isinstance(steps[0], OpRecord):
-            _compute(clocks, of_ranks, costs)
-        elif isinstance(steps[0], Collective):
-            _communicate(clocks, of_ranks, time_collective)
-        else:
-            _overlap(clocks, of_ranks, costs, time_collective, chunks)
+    # Ranks with shares of other shapes may need other ops (a copy more), but all make the same calls in the same order.
+    for between in zip(*(_up_to_each_call(stream.steps) for stream in recorded.streams), strict=True):
+        of_ranks = [between[stream] for stream in recorded.stream_of_rank]
+        for clock, (ops, _) in zip(clocks, of_ranks, strict=True):
+            _compute(clock, ops, costs)
+        calls = [call for _, call in of_ranks]
+        if isinstance(calls[0], Collective):
+            _communicate(clocks, calls, time_collective)
+        elif isinstance(calls[0], LinearAllReduce):
+            _overlap(clocks, calls, costs, time_collective, chunks)
     last = max(clocks, key=lambda clock: clock.now)
     return Parts(**last.ops, exposed_communication=last.exposed, hidden_communication=last.hidden)
 
 
-def _compute(clocks: list[_Clock], of_ranks: Sequence[Step], costs: CostModel) -> None:
-    for clock, record in zip(clocks, of_ranks, strict=True):
-        assert isinstance(record, OpRecord)
+def _up_to_each_call(steps: Sequence[Step]) -> Iterator[tuple[list[OpRecord], Collective | LinearAllReduce | None]]:
+    """The ops up to each call that all ranks make, and the call; in the end the ops after the last one, and None."""
+    ops: list[OpRecord] = []
+    for step in steps:
+        if isinstance(step, OpRecord):
+            ops.append(step)
+        else:
+            yield ops, step
+            ops = []
+    yield ops, None
+
+
+def _compute(clock: _Clock, ops: Sequence[OpRecord], costs: CostModel) -> None:
+    for record in ops:
         time_ps = costs.op_ps(record)
         clock.now += time_ps
         clock.ops[record.kind] += time_ps
 
 
-def _communicate(clocks: list[_Clock], of_ranks: Sequence[Step], time_collective: TimeCollective) -> None:
+def _communicate(clocks: list[_Clock], of_ranks: Sequence[object], time_collective: TimeCollective) -> None:
     collective = of_ranks[0]
     assert isinstance(collective, Collective)
     finish, _ = time_collective(collective, [clock.now for clock in clocks])
@@ -76,7 +89,7 @@ def _communicate(clocks: list[_Clock], of_ranks: Sequence[Step], time_collective
 
 def _overlap(
     clocks: list[_Clock],
-    of_ranks: Sequence[Step],
+    of_ranks: Sequence[object],
     costs: CostModel,
     time_collective: TimeCollective,
     chunks: int,

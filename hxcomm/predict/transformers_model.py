@@ -53,7 +53,7 @@ class TransformersModel:
     def _build(self) -> Any:
         try:
             with torch.device("meta"):
-                model = transformers.AutoModelForCausalLM.from_config(self.config, dtype=DTYPE)
+                model = transformers.AutoModelForCausalLM.from_config(self.config, dtype=DTYPE)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ModelError(f"{self.name}: is no causal language model of transformers: {error}") from error
         return model.eval().requires_grad_(False)
@@ -75,7 +75,9 @@ class TransformersModel:
     ) -> Stream:
         recorder = Recorder([*model.parameters(), *model.buffers()], [], stored)
         peers.recorder = recorder
-        layers = [_CacheInPlace(context, position, recorder.add_cache) for _ in range(self.config.num_hidden_layers)]
+        layers: list[Any] = [
+            _CacheInPlace(context, position, recorder.add_cache) for _ in range(self.config.num_hidden_layers)
+        ]
         known = inspect.signature(model.forward).parameters
         options: dict[str, Any] = {"cache" if "cache" in known else "past_key_values": Cache(layers=layers)}
         if "logits_to_keep" in known:
@@ -92,11 +94,13 @@ class TransformersModel:
         return recorder.stream()
 
 
-class _CacheInPlace(DynamicLayer):  # type: ignore[misc]
+class _CacheInPlace(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, allocated once for the whole context; `seen` positions are filled."""
 
     def __init__(self, context: int, seen: int, allocated: Callable[[Tensor], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: Any
+        self.values: Any
         self.context, self.seen, self.allocated = context, seen, allocated
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
