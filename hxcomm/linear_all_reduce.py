@@ -65,7 +65,8 @@ def _group(name: str) -> Any:
     from torch import distributed
 
     if name:
-        return distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[no-untyped-call]
+        c10d: Any = distributed.distributed_c10d
+        return c10d._resolve_process_group(name)
     if not distributed.is_available() or not distributed.is_initialized():
         return None
     return distributed.group.WORLD

@@ -258,7 +258,7 @@ class Planner:
         order = "rank order" if self.rank_order else "any order"
         table = f"tuning {self.table.identity()}" if self.table else "no tuning"
         chip = f"simulating {self.target.chip.name} {self.target.chip.digest[:16]}" if self.target else "no simulation"
-        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors; {table}; {chip}"
+        return f"algorithms {asked}; segment {segment}; {order}; {len(_selectors)} selectors; {chip}; {table}"
 
     def _ordered(self, hints: Hints) -> bool:
         return self.rank_order if hints.rank_order is None else hints.rank_order
