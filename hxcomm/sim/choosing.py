@@ -11,13 +11,16 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from hxcomm import algorithms
-from hxcomm.schedule import Schedule
+from hxcomm.schedule import Rotation, Schedule
 from hxcomm.sim.chips import Chip
 from hxcomm.sim.engine import Timing, time_schedule
 from hxcomm.sim.interconnect import Interconnect
 from hxcomm.sim.legality import IllegalSchedule, legal
 
 KEPT = 4096
+# What is not made of Rotations is written out: two_shot of 256 ranks that push is 130,000 transfers, 2 s of Python for
+# the first time that it is asked for, and of 4,096 ranks would take the memory.
+LARGEST_WRITTEN_OUT = 256
 
 
 class Choice(NamedTuple):
@@ -80,6 +83,9 @@ def _choose(
     timings: dict[str, Timing] = {}
     refused = []
     for name in names:
+        if network.world_size > LARGEST_WRITTEN_OUT and not _rotates(op, name):
+            refused.append((name, f"not tried above {LARGEST_WRITTEN_OUT} ranks, as it is not made of Rotations"))
+            continue
         problem = _problem(op, name, nbytes, chip, network, itemsize, root)
         if problem is None:
             timings[name] = _timed(op, name, nbytes, chip, network, itemsize, root, (0,) * network.world_size)
@@ -115,6 +121,13 @@ def _problem(
     op: str, algorithm: str, nbytes: int, chip: Chip, network: Interconnect, itemsize: int, root: int | None
 ) -> str | None:
     return legal(_built(op, algorithm, network.world_size, root, network.hosts), chip, network, nbytes, itemsize)
+
+
+@lru_cache(maxsize=KEPT)
+def _rotates(op: str, algorithm: str) -> bool:
+    """Whether it is made of Rotations, as a few ranks show."""
+    root = 0 if op in algorithms.ROOTED else None
+    return all(isinstance(round_, Rotation) for round_ in algorithms.build(op, algorithm, 8, root).rounds())
 
 
 @lru_cache(maxsize=256)

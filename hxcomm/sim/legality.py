@@ -49,14 +49,20 @@ def legal(
 
 
 def _transfers(schedule: Schedule, network: Interconnect) -> Iterator[tuple[int, Transfer]]:
-    """Where ranks and links are all alike, rank 0's stand for all."""
-    if network.rotates and all(isinstance(round_, Rotation) for round_ in schedule.rounds()):
-        for number, round_ in enumerate(schedule.rounds(), 1):
-            assert isinstance(round_, Rotation)
-            yield from ((number, transfer) for transfer in round_.transfers)
-    else:
-        for number, transfers in schedule.numbered_rounds():
-            yield from ((number, transfer) for transfer in transfers)
+    """Those that have to be looked at: of Rotations one for each way that its ends lie to each other, for all ranks, or
+    for rank 0 where the network is the same from all of them. A ring of 1,024 has two million transfers."""
+    n = schedule.world_size
+    seen: set[tuple[int, ...]] = set()
+    for number, round_ in enumerate(schedule.rounds(), 1 if schedule.form == "written" else 0):
+        if not isinstance(round_, Rotation):
+            yield from ((number, transfer) for transfer in round_)
+            continue
+        for transfer in round_.transfers:
+            ends = tuple([(at.rank - transfer.rank) % n for at in (*transfer.sources, *transfer.destinations)])
+            if (len(transfer.sources), *ends) not in seen:
+                seen.add((len(transfer.sources), *ends))
+                alone = Rotation([transfer], round_.rotated, round_.step)
+                yield from ((number, each) for each in ([transfer] if network.rotates else alone.expanded(n)))
 
 
 def _short(transfer: Transfer) -> str:

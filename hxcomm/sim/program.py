@@ -5,12 +5,13 @@ The engine in C++ reads the rounds one at a time. Where all are Rotations it kee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from hxcomm import _core
-from hxcomm.schedule import Location, Rotation, Round, Schedule, ScheduleError, Transfer, copy, lower
+from hxcomm.schedule import Location, Rotation, Schedule, ScheduleError, Transfer, across_hosts, copy, lower
 
 
 class Prepared(NamedTuple):
@@ -69,27 +70,24 @@ def reads_peers(schedule: Schedule) -> bool:
     return False
 
 
+@lru_cache(maxsize=8)
 def pushed(schedule: Schedule) -> Schedule:
     """The Schedule in which ranks touch their own memory only and send messages: hxcomm's pass for ranks on hosts of
     their own, each message sent by a transfer of its own. Rotations stay Rotations, as the pass would write out n^2
     transfers."""
     n = schedule.world_size
-    if n == 1 or not all(isinstance(round_, Rotation) for round_ in schedule.rounds()):
-        crossed = lower(schedule, private=False, hosts=range(n))
-
-        def each_alone() -> Iterator[Round]:
-            for _, transfers in crossed.numbered_rounds():
-                yield [single for transfer in transfers for single in _sends_of(transfer)]
-
-        return replace(crossed, rounds=each_alone)
-    messages = [0]
-    for _ in _pushed_rotations(schedule, messages):
-        pass
-
-    def rounds() -> Iterator[Round]:
-        return _pushed_rotations(schedule, [0])
-
-    return replace(schedule, rounds=rounds, messages=messages[0], hosts=tuple(range(n)))
+    rounds = list(schedule.rounds())
+    rotations = [round_ for round_ in rounds if isinstance(round_, Rotation)]
+    if len(rotations) == len(rounds):
+        messages = [0]
+        turning = list(_pushed_rotations(schedule, rotations, messages))
+        return replace(schedule, rounds=lambda: turning, messages=messages[0], hosts=tuple(range(n)))
+    crossed = across_hosts(schedule, range(n))
+    written = [
+        [single for transfer in transfers for single in _sends_of(transfer)]
+        for _, transfers in crossed.numbered_rounds()
+    ]
+    return replace(crossed, rounds=lambda: written)
 
 
 def _sends_of(transfer: Transfer) -> list[Transfer]:
@@ -98,7 +96,7 @@ def _sends_of(transfer: Transfer) -> list[Transfer]:
     return [copy(transfer.rank, transfer.sources[0], message) for message in transfer.destinations]
 
 
-def _pushed_rotations(schedule: Schedule, messages: list[int]) -> Iterator[Rotation]:
+def _pushed_rotations(schedule: Schedule, rotations: Sequence[Rotation], messages: list[int]) -> Iterator[Rotation]:
     """As across_hosts, on rank 0's transfers: it numbers the messages that each rank gets alike."""
     n = schedule.world_size
 
@@ -106,8 +104,7 @@ def _pushed_rotations(schedule: Schedule, messages: list[int]) -> Iterator[Rotat
         messages[0] += 1
         return messages[0] - 1
 
-    for round_ in schedule.rounds():
-        assert isinstance(round_, Rotation)
+    for round_ in rotations:
         sent: dict[Location, int] = {}
         sends: list[Transfer] = []
         local: list[Transfer] = []
@@ -117,7 +114,7 @@ def _pushed_rotations(schedule: Schedule, messages: list[int]) -> Iterator[Rotat
             sources = []
             for at in transfer.sources:
                 if at.rank != rank:
-                    memory = schedule.canonical(_turned(at, -rank, round_, n))
+                    memory = schedule.canonical(at if rank == 0 else _turned(at, -rank, round_, n))
                     if memory not in sent:
                         sent[memory] = message()
                         owner = _turned(at, -at.rank, round_, n)

@@ -50,6 +50,14 @@ def test_what_the_links_cannot_execute_is_not_chosen_and_says_why() -> None:
         choose("all_to_all", 64, strict, ring)
 
 
+def test_of_many_ranks_only_what_is_made_of_rotations_is_tried() -> None:
+    strict = chip(legal__neighbours_only=True, legal__push_only=True)
+    choice = choose("all_reduce", 1 << 30, strict, interconnect(strict, 1024))
+    assert choice.algorithm == "ring_bidirectional"
+    assert [name for name, _ in choice.others] == ["ring"]
+    assert dict(choice.refused)["two_shot"] == "not tried above 256 ranks, as it is not made of Rotations"
+
+
 def test_times_depend_on_the_differences_of_starts_only() -> None:
     starts = (5_000, 0, 7_000, 1_000)
     ring = interconnect(chip(), 4)

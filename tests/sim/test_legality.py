@@ -70,6 +70,17 @@ def test_a_ring_is_for_links_of_neighbours_that_only_push() -> None:
     assert refused is not None and "neighbours_only: from rank 3 to rank 0 it is 3 hops" in refused
 
 
+def test_a_ring_on_a_torus_is_refused_where_it_leaves_a_row() -> None:
+    strict = chip(legal__neighbours_only=True)
+    refused = legal(algorithms.build("all_reduce", "ring", 1024), strict, interconnect(strict, 1024, "torus:32x32"))
+    assert refused == (
+        "all_reduce ring, 1024 ranks, round 1: rank 0 reduces rank 1023 input[1023] + rank 0 input[1023] to rank 0 "
+        "scratch[1]: neighbours_only: from rank 1023 to rank 0 it is 2 hops"
+    )
+    snake = interconnect(strict, 6, "line", ["slow-link:0-1:0.5x"])
+    assert legal(algorithms.build("all_gather", "line", 6), strict, snake) is None
+
+
 @pytest.mark.parametrize("op", [op for op in algorithms.OPS if op != "barrier"])
 def test_a_pushed_schedule_reads_no_peer_and_is_still_right(op: str) -> None:
     for name in algorithms.names(op):
