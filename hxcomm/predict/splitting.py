@@ -67,8 +67,9 @@ def split(model: nn.Module, plan: Mapping[str, str], divided: Mapping[str, tuple
             cut(module, "bias", 0)
         if _is_transposed(module) and style == "colwise":
             module.nf = module.weight.shape[1]
-        if STYLES[style] is not None:
-            module.forward = STYLES[style](module, peers)
+        forward = STYLES[style]
+        if forward is not None:
+            module.forward = forward(module, peers)
     for name, module in model.named_modules():
         for attribute in divided.get(re.sub(r"\.\d+(?=\.|$)", ".*", name), ()):
             setattr(module, attribute, getattr(module, attribute) // parts)

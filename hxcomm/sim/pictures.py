@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -262,9 +262,10 @@ def _draw_lanes(axes: Any, lanes: Mapping[tuple[int, str], list[Event]]) -> None
         color = _KIND_COLORS[kind]
         edge = color if kind == "links" else "white"  # a message is often narrower than a pixel: white would cover it
         axes.broken_barh(spans, (row - 0.38, 0.76), facecolor=color, edgecolor=edge, linewidth=0.4)
-        for event, following in pairwise([*lanes[key], None]):
-            # Calls that travel at once are drawn over each other: a name has the part before the next one.
-            end_ps = event.end_ps if following is None else min(event.end_ps, following.start_ps)
+        # Calls that travel at once are drawn over each other: a name has the part before the next one.
+        following_ps = [*(each.start_ps for each in lanes[key][1:]), last]
+        for event, next_ps in zip(lanes[key], following_ps, strict=True):
+            end_ps = min(event.end_ps, next_ps)
             room = 110 * (end_ps - event.start_ps) / max(1, last - first)  # characters of this size that fit
             if len(event.name) <= room:
                 middle = ((event.start_ps + end_ps) / 2 - first) / unit_ps

@@ -72,7 +72,7 @@ CHANGES_NOTHING = {
 OTHER_VALUES: dict[str, Any] = {
     "links.0.shape": [8],
     "links.0.directions": 1,
-    "links.0.tick_ps": 1000,
+    "links.0.tick_ps": 70_000,
     "legal.alignment_bytes": 128,
 }
 

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused_with_the_number_of_chips_that_would_do(
         (False, True),
         (True, False),
     ]
-    assert "does not fit 1 chip of 5 GB: a chip would need 13.54 GB (weights 13.48 GB, KV cache 67.1 MB" in err
+    assert "does not fit 1 chip of 5 GB: a chip would need 13.55 GB (weights 13.48 GB, KV cache 67.1 MB" in err
     assert err.count("it fits from 3 chips on") == 2
     status, out, err = predict(capsys, *asked, "--ranks", "1")
     assert status == 1
@@ -162,6 +162,7 @@ def test_without_transformers_the_decoders_are_predicted_and_others_say_how(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "hxcomm.predict.transformers_model", raising=False)
+    monkeypatch.delattr("hxcomm.predict.transformers_model", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     status, _, err = predict(capsys, "--model", "opt-1.3b")
     assert status == 2

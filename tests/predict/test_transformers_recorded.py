@@ -114,9 +114,9 @@ def test_the_number_of_ranks_must_divide_heads_and_matrices() -> None:
 
 
 def test_a_model_without_a_plan_is_for_one_rank() -> None:
-    gptj = {"model_type": "gptj", "n_layer": 1, "n_embd": 64, "n_head": 4, "rotary_dim": 8, "vocab_size": 100}
-    assert model(gptj).world_sizes() == [1]
-    assert decode_step(gptj).memory.weights > 0
+    bloom = {"model_type": "bloom", "n_layer": 1, "hidden_size": 64, "n_head": 4, "vocab_size": 100}
+    assert model(bloom).world_sizes() == [1]
+    assert decode_step(bloom).memory.weights > 0
 
 
 def test_a_plan_in_a_style_that_is_not_known_is_refused_by_its_name() -> None:
