@@ -59,6 +59,11 @@ def test_parts_add_up_to_the_time_of_the_rank_that_waited_most_too() -> None:
     assert time_pass(passed(fast, slow), COSTS, hundred_after_the_last, chunks=1) == Parts(10, 0, 5, 130, 0)
 
 
+def test_ranks_need_not_have_equally_many_ops_between_two_collectives() -> None:
+    one, two = [op("weights", 10), SUM], [op("weights", 10), op("other", 5), SUM]
+    assert time_pass(passed(one, two), COSTS, hundred_after_the_last, chunks=1) == Parts(10, 0, 0, 105, 0)
+
+
 # 2 rows of 4 inputs and 100 columns: a chunk of c columns reads 8 * c of weights and 16 of x, and writes 4 * c.
 LINEAR = LinearAllReduce(rows=2, inputs=4, columns=100, itemsize=2, weight_bits=16, dtype="float16")
 
