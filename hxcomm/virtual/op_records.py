@@ -57,8 +57,9 @@ SAME_FLOPS = {
     "aten::scaled_dot_product_attention": "aten::_scaled_dot_product_flash_attention",
 }
 
-# Make, relabel or read out without a pass over memory. (Views are known by their schemas.)
+# Make, relabel, decide or read out without a pass over memory. (Views are known by their schemas.)
 FREE = {
+    "aten::_fused_sdp_choice",
     "aten::_local_scalar_dense",
     "aten::_reshape_alias",
     "aten::_unsafe_view",
@@ -135,10 +136,14 @@ def _packet(name: str) -> Any:
 
 @cache
 def _is_view(name: str) -> bool:
-    """Whether it relabels its first argument. (What may copy, as reshape, decomposes into ops that are recorded.)"""
+    """Whether it relabels its first argument, as a view or in place (squeeze_). (What may copy, as reshape, decomposes
+    into ops that are recorded.)"""
     packet = _packet(name)
     overloads = [getattr(packet, each) for each in packet.overloads()] if packet is not None else []
-    return any(each.is_view and str(each._schema.arguments[0].type) == "Tensor" for each in overloads)
+    return any(
+        (each.is_view and str(each._schema.arguments[0].type) == "Tensor") or torch.Tag.inplace_view in each.tags
+        for each in overloads
+    )
 
 
 @cache

@@ -160,7 +160,8 @@ void clock_communicated(int64_t ps, uint16_t region) {
 }
 
 void Signature::add(const at::Tensor& tensor) {
-  if (!tensor.defined()) return add_none();
+  // A number of the program that torch wrapped: in no chip's memory.
+  if (!tensor.defined() || tensor.unsafeGetTensorImpl()->is_wrapped_number()) return add_none();
   const c10::IntArrayRef sizes = tensor.sizes(), strides = tensor.strides();
   words_.push_back(kTensor);
   words_.push_back(static_cast<int64_t>(tensor.scalar_type()));
