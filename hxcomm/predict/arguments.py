@@ -67,12 +67,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     if prompt > options.context:
         raise UsageError(f"--prompt {prompt}: is longer than --context {options.context}, of which it is a part")
     try:
-        chip = chips.load(options.chip)
-        for change in options.changes:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise UsageError(f"--set {change}: write it as KEY=VALUE, e.g. links.0.latency_ns=100")
-            chip = chips.replace(chip, key.strip(), value.strip())
+        chip = chips.changed(chips.load(options.chip), options.changes)
         costs = CostModel(chip, options.costs)
         networks = {ranks: interconnect(chip, ranks, options.topology) for ranks in options.ranks}
         if options.plot is not None:

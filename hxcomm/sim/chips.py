@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from fractions import Fraction
 from functools import cached_property
@@ -222,6 +222,16 @@ def read(text: str, where: str) -> Chip:
     except tomllib.TOMLDecodeError as error:
         raise ChipError(f"{where}: is not TOML: {error}") from None
     return _Reader(where, text).chip(table)
+
+
+def changed(chip: Chip, changes: Iterable[str]) -> Chip:
+    """With other values, each written KEY=VALUE as `--set` takes it. Raises ChipError."""
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ChipError(f"--set {change}: write it as KEY=VALUE, e.g. links.0.latency_ns=100")
+        chip = replace(chip, key.strip(), value.strip())
+    return chip
 
 
 def replace(chip: Chip, dotted_key: str, value: object) -> Chip:

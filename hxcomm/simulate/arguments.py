@@ -115,12 +115,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def network_of(options: argparse.Namespace, n: int) -> tuple[Interconnect, Chip]:
     """The links and the chip that --chip, --topology, --faults and --set describe. Raises UsageError."""
     try:
-        chip = chips.load(options.chip)
-        for change in options.changes:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise UsageError(f"--set {change}: write it as KEY=VALUE, e.g. links.0.latency_ns=100")
-            chip = chips.replace(chip, key.strip(), value.strip())
+        chip = chips.changed(chips.load(options.chip), options.changes)
         return interconnect(chip, n, options.topology, options.faults), chip
     except (chips.ChipError, InterconnectError) as error:
         raise UsageError(str(error)) from None
