@@ -436,7 +436,7 @@ def test_a_scratch_offset_outside_the_segment_raises_instead_of_crashing(offset:
 
 # Words of csrc/communicator/descriptor.h's second Descriptor behind a Control, in a group of two.
 DESCRIPTOR = (4864 + 512) // 8
-BLOCK_COUNTS, INPUTS, OUTPUTS = DESCRIPTOR + 2, DESCRIPTOR + 49, DESCRIPTOR + 53
+BLOCK_COUNTS, INPUTS, OUTPUTS = DESCRIPTOR + 3, DESCRIPTOR + 50, DESCRIPTOR + 54
 
 
 @pytest.mark.parametrize(
