@@ -100,7 +100,7 @@ def test_every_algorithm_gives_the_exact_result(op: str, algorithm: str, world_s
 
 
 # As many rounds as ranks, with a transfer of each, or nearly.
-MANY_TRANSFERS = {"ring", "ring_bidirectional", "line", "torus", "two_shot"}
+MANY_TRANSFERS = {"ring", "ring_bidirectional", "line", "torus", "two_shot", "hierarchical"}
 
 
 def many_ranks() -> list[tuple[str, str, int]]:

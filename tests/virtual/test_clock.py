@@ -130,7 +130,7 @@ def test_all_ranks_agree_on_when_collectives_end(run_ranks: Run, chip: str, tmp_
     assert [found["now_ps"] for found in first] == ended
     for found in first:
         assert found["total_ps"] == found["now_ps"] == found["parts"].total
-        assert found["parts"].hidden > 0
+        assert found["parts"].hidden == 0  # calls travel at once, but nothing is computed meanwhile
         assert found["untimed"] == {"collectives of CPU tensors": 2, "messages": 0, "operations on windows": 0}
 
 
