@@ -17,7 +17,7 @@ check "clang-format" bash -c 'find csrc -name "*.cpp" -o -name "*.h" | xargs cla
 # Two workers: one runs all tests that start ranks, one after another, the other the rest (tests/conftest.py). Every
 # test has a limit of its own; this one is for what no test covers (collection, a fixture's end).
 status=0
-timeout --kill-after=30 1500 python -m pytest -n 2 "$@" || status=$?
+timeout --kill-after=30 1800 python -m pytest -n 2 "$@" || status=$?
 if ((${#failed[@]})); then
   printf 'failed before the tests: %s (see above)\n' "${failed[@]}" >&2
   ((status)) || status=1
