@@ -18,7 +18,7 @@ from pathlib import Path
 # csrc/core/line.h: SegmentHeader {magic, version, pid, nonce}, the word `sleepers`; kSegmentMagic, kProtocolVersion.
 _HEADER = struct.Struct("<QIi16s")
 _MAGIC = 0x314D4F4343585848
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 _SLEEPERS = struct.Struct("<64xI")
 # csrc/core/directory.h: Directory, DirectoryEntry {group's nonce, control_offset}.
 _PAGE = 4096
