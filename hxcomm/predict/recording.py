@@ -41,14 +41,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.cache = {_storage(each): each for each in cache}
         self.steps: list[Step] = []
         self.largest_op = 0
+        self._inference: list[Any] = []  # of each entry: torch enters a mode again to run what decomposes
         self.multiplied: set[int] = set()  # storages of weights that are matrices of products
 
     def add_cache(self, tensor: Tensor) -> None:
         self.cache[_storage(tensor)] = tensor
 
     def __enter__(self) -> Self:
-        self._inference = torch.inference_mode()
-        self._inference.__enter__()
+        inference = torch.inference_mode()
+        inference.__enter__()
+        self._inference.append(inference)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -56,7 +58,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        self._inference.__exit__(kind, error, trace)
+        self._inference.pop().__exit__(kind, error, trace)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

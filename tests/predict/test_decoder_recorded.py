@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+import torch
 from predict.small_models import DECODER, decoder
 
 from hxcomm.decoder.shards import Config, SplitError, parameters_read, split
@@ -141,3 +142,10 @@ def test_a_preset_has_as_many_parameters_as_the_published_model(name: str, param
     config: Config = DECODERS[name]
     _, decode = DecoderModel(name, config).record(1, batch=1, context=2, prompt=1, stored="fp16")
     assert decode.memory.weights == 2 * parameters
+
+
+def test_recording_leaves_gradients_of_the_program_as_they_were() -> None:
+    assert torch.is_grad_enabled()
+    recorded(2)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
